@@ -1,0 +1,177 @@
+"""The commands that change an installation: migrate, remove, configure and prune it."""
+
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from notifyworker.cli import output
+from notifyworker.cli.options import NO_DATABASE_OPTIONS, DatabaseOptions, Json
+from notifyworker.errors import NotifyWorkerError, SchemaNotMigrated, SettingsError
+
+if TYPE_CHECKING:
+    from notifyworker.cli.database import Database
+
+_COUNT_S = 5.0  # an exact count of settled runs is worth no longer wait
+_FLEET = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", "idempotency_window_s", "history_retention_days")
+
+
+async def migrate(
+    *,
+    remove: Annotated[bool, Parameter(help="Take the installation out again, with all runs.", negative="")] = False,
+    yes: Annotated[bool, Parameter(help="Remove without asking.", negative="")] = False,
+    json: Json = False,
+    database: DatabaseOptions = NO_DATABASE_OPTIONS,
+) -> None:
+    """Bring the schema up to this version. Safe to repeat, and from many places at once."""
+    if remove:
+        await _remove(database, yes=yes, json=json)
+        return
+    from notifyworker import migrate as migrations  # noqa: PLC0415 - slow to import
+    from notifyworker.cli.database import admin_dsn  # noqa: PLC0415
+    from notifyworker.database import describe  # noqa: PLC0415
+
+    settings = database.load()
+    dsn, schema = admin_dsn(settings), settings.schema_name
+    applied = await migrations.migrate(dsn, schema)
+    version = migrations.newest()
+    for migration in applied:
+        output.say(f"applied {migration.version:04d} {migration.name}")
+    if json:
+        shown = [{"version": migration.version, "name": migration.name} for migration in applied]
+        output.document({"database": describe(dsn), "schema": schema, "version": version, "applied": shown})
+    else:
+        already = "" if applied else " already"
+        output.line(f"the schema {schema} in {describe(dsn)} is{already} at version {version}")
+
+
+def schema(*, schema: Annotated[str | None, Parameter(help="Its name [default: notifyworker].")] = None) -> None:
+    """Print the SQL of the whole schema, for those who run their own migrations."""
+    from notifyworker.migrate import script  # noqa: PLC0415 - slow to import
+
+    settings = DatabaseOptions(schema=schema).load()
+    output.line(script(settings.schema_name))
+
+
+async def config_set(
+    name: Annotated[str, Parameter(name="NAME", help=", ".join(_FLEET))],
+    value: Annotated[str, Parameter(name="VALUE", help="A number.", allow_leading_hyphen=True)],
+    /,
+    *,
+    json: Json = False,
+    database: DatabaseOptions = NO_DATABASE_OPTIONS,
+) -> None:
+    """Change a setting for the whole fleet. Workers that run read it when they start."""
+    from notifyworker.cli.database import opened  # noqa: PLC0415 - slow to import
+    from notifyworker.settings import Settings  # noqa: PLC0415
+
+    if name not in _FLEET:
+        message = f"{name} is no setting of the whole fleet"
+        raise SettingsError(message, hint=f"there are: {', '.join(_FLEET)}")
+    number = getattr(Settings.load(command_line={name: value}), name)
+    async with opened(database, admin=True) as db:
+        await _write_setting(db, name, number)
+    if json:
+        output.document({"name": name, "value": number})
+    else:
+        output.line(f"{name} = {number:.15g}")
+
+
+async def _write_setting(db: "Database", name: str, value: float) -> None:
+    import asyncpg  # noqa: PLC0415 - slow to import
+
+    update = f'UPDATE "{db.schema}".settings SET value = to_jsonb($2::numeric), changed_at = now() WHERE name = $1'  # noqa: S608 - validated
+    try:
+        async with db.connection.transaction():
+            await db.connection.execute(update, name, value)
+            await db.connection.execute(f'SELECT "{db.schema}".apply_settings()')
+    except asyncpg.CheckViolationError:
+        message = f"{name}: {value:.15g} is out of range"
+        raise SettingsError(message) from None
+
+
+async def prune(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
+    """Drop the days of settled runs that are older than history_retention_days. The leader does so by itself."""
+    import asyncpg  # noqa: PLC0415 - slow to import
+
+    from notifyworker.cli.database import opened  # noqa: PLC0415
+
+    async with opened(database) as db:
+        try:
+            with output.busy(f"pruning the history in the schema {db.schema}"):
+                dropped = await db.store.drop_expired_partitions(db.connection)
+        except asyncpg.LockNotAvailableError:
+            message = "somebody is reading the history, and nothing may be dropped meanwhile; nothing was"
+            raise NotifyWorkerError(message, hint="try again later") from None
+    if json:
+        output.document({"dropped": dropped})
+    else:
+        output.line(f"dropped {dropped} day{'' if dropped == 1 else 's'} of settled runs")
+
+
+async def _remove(database: DatabaseOptions, *, yes: bool, json: bool) -> None:
+    from notifyworker.cli.database import opened  # noqa: PLC0415 - slow to import
+    from notifyworker.database import describe  # noqa: PLC0415
+    from notifyworker.migrate import remove  # noqa: PLC0415
+
+    async with opened(database, check=False, admin=True) as db:
+        lost = await _lost(db)
+        where = f"the schema {db.schema} in {describe(db.dsn)}"
+        output.say(f"This removes {where} with {lost['live']} live and {lost['settled']} settled runs, for good.")
+        if not yes:
+            _confirm(db.schema)
+    await remove(db.dsn, db.schema)
+    if json:
+        output.document({"removed": db.schema, **lost})
+    else:
+        output.line(f"removed {where}")
+
+
+async def _lost(db: "Database") -> dict[str, Any]:
+    """Count what goes. Raises NotifyWorkerError where a schema of that name is not, or not only, ours."""
+    from notifyworker.migrate import applied_version, migrations  # noqa: PLC0415 - slow to import
+
+    if not await applied_version(db.connection, db.schema):
+        message = f"there is no installation in the schema {db.schema}: nothing was removed"
+        raise SchemaNotMigrated(message)
+    ours = [name for migration in migrations() for name in re.findall(r"CREATE TABLE \{schema\}\.(\w+)", migration.text)]
+    strangers = await db.connection.fetch(_STRANGERS, db.schema, ours)
+    if strangers:
+        names = ", ".join(row["relname"] for row in strangers)
+        message = f"the schema {db.schema} has tables that are not notifyworker's: {names}"
+        raise NotifyWorkerError(message, hint="move them to another schema first; nothing was removed")
+    live = await db.connection.fetchval(f'SELECT count(*) FROM "{db.schema}".runs')  # noqa: S608 - validated
+    return {"live": live, "settled": await _settled(db)}
+
+
+async def _settled(db: "Database") -> str | int:
+    import asyncpg  # noqa: PLC0415 - slow to import
+
+    try:
+        async with db.connection.transaction():
+            await db.connection.execute(f"SET LOCAL statement_timeout = '{_COUNT_S:g}s'")
+            return int(await db.connection.fetchval(f'SELECT count(*) FROM "{db.schema}".run_history'))  # noqa: S608 - validated
+    except asyncpg.QueryCanceledError:
+        estimate = await db.connection.fetchval(_ESTIMATE, f'"{db.schema}".run_history')
+        return f"about {int(estimate):,}"
+
+
+def _confirm(schema: str) -> None:
+    if not sys.stdin.isatty():
+        message = "nobody is there to confirm it"
+        raise SettingsError(message, hint="add --yes")
+    sys.stderr.write(f"Type {schema} to go on: ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip() != schema:
+        message = "not confirmed: nothing was removed"
+        raise NotifyWorkerError(message)
+
+
+_STRANGERS = """
+SELECT relname FROM pg_class
+ WHERE relnamespace = quote_ident($1)::regnamespace AND relkind IN ('r', 'p', 'f') AND NOT relispartition
+   AND relname <> ALL($2) ORDER BY relname LIMIT 10"""
+_ESTIMATE = """
+SELECT coalesce(sum(greatest(c.reltuples, 0)), 0) FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+ WHERE i.inhparent = $1::regclass"""

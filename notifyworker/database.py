@@ -1,0 +1,244 @@
+"""
+Connections: made with a deadline, hardened against silence, thrown away when in doubt.
+
+asyncpg gives up a query that timed out, but not its connection, on which the next query would hang as well; it sets no
+keepalive, so that a half-open connection stays silent for ever; and a cut connection tells nothing about what the
+server did before. Everything that talks to the database goes through here, so that these are dealt with once.
+"""
+
+import asyncio
+import random
+import socket
+import ssl
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from notifyworker.errors import DatabaseUnavailable, SettingsError
+from notifyworker.observe import log
+from notifyworker.settings import CONNECT_S
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+#: Errors of which a loop recovers by connecting again or trying later. Whatever else is raised is a mistake of ours.
+DatabaseError = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+
+#: One class id of two-int advisory locks is this project's; the other int is made from the schema's *name*, which is
+#: the same on every node and differs between installations in one database.
+LOCK_CLASS = 0x6E77726B
+
+
+class Queryable(Protocol):
+    """What a statement is executed on: a Link, an asyncpg connection or a pool."""
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[asyncpg.Record]:  # noqa: ASYNC109 - asyncpg's own signature
+        """Execute and return all rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateLocks:
+    """The second ints of the three locks of the wake gate, and of the migration's."""
+
+    leader: int
+    coalesced: int
+    silent: int
+    migrate: int
+
+    @classmethod
+    def of(cls, schema: str) -> "GateLocks":
+        """Derive them from the schema's name."""
+
+        def number(use: str) -> int:
+            return zlib.crc32(f"{schema}:{use}".encode()) - 2**31
+
+        return cls(leader=number("leader"), coalesced=number("coalesced"), silent=number("silent"), migrate=number("migrate"))
+
+
+async def home(dsn: str, schema: str) -> str:  # noqa: ARG001 - the seam; on one server every schema is at home
+    """Which server a schema lives on. Asked at each connect; the identity where nothing is sharded."""
+    return dsn
+
+
+async def connect(dsn: str, *, schema: str, purpose: str) -> Connection:
+    """
+    Open a connection within CONNECT_S seconds.
+
+    Through a transaction pooler, which refuses unknown startup parameters, it is opened without them and without
+    prepared statements. Raises asyncpg's errors, OSError or TimeoutError; `explain` turns them into a sentence.
+    """
+    where = await home(dsn, schema)
+    name = f"notifyworker {purpose}"
+    try:
+        try:
+            connection = await asyncpg.connect(
+                where, timeout=CONNECT_S, server_settings={"application_name": name, **_SESSION}
+            )
+        except asyncpg.ProtocolViolationError:
+            connection = await asyncpg.connect(
+                where, timeout=CONNECT_S, statement_cache_size=0, server_settings={"application_name": name}
+            )
+    except (asyncpg.ClientConfigurationError, ValueError) as error:
+        if isinstance(error, ssl.SSLError):
+            raise
+        message = "dsn: not a PostgreSQL connection string, or with options that do not fit together"
+        raise SettingsError(message, hint="postgresql://user:password@host:5432/database") from None
+    _keep_alive(connection)
+    return connection
+
+
+#: For every direct connection. Low limits that a role may have are ours to set: each statement has its own deadline.
+#: The planner's choices are narrowed since statistics of a queue are always stale: every statement here is meant to be
+#: executed by nested loops over indexes, planned once.
+_SESSION = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "3",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "20s",
+    "client_connection_check_interval": "2s",
+    "statement_timeout": "30s",
+    "lock_timeout": "2s",
+    "idle_in_transaction_session_timeout": "60s",
+    "idle_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+
+
+def _keep_alive(connection: Connection) -> None:
+    """Switch on the client's half of TCP keepalive; asyncpg has no option for it."""
+    transport = getattr(connection, "_transport", None)
+    raw = transport.get_extra_info("socket") if transport is not None else None
+    if raw is None or raw.family == getattr(socket, "AF_UNIX", None):
+        return
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 15_000)):
+        if hasattr(socket, option):
+            raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Say whether the server answered "no": nothing was written. Anything else leaves the outcome unknown."""
+    return isinstance(error, asyncpg.PostgresError) and not str(error.sqlstate or "08").startswith(("08", "57P0"))
+
+
+def is_poison(error: BaseException) -> bool:
+    """Say whether the server refused a value, so that the same batch without it would pass."""
+    return isinstance(error, asyncpg.PostgresError) and str(error.sqlstate or "").startswith(("22", "23", "54"))
+
+
+def brief(error: BaseException) -> str:
+    """One line of an error for a log: no DETAIL, which quotes rows, and no DSN."""
+    if isinstance(error, asyncpg.PostgresError):
+        return f"{error.sqlstate} {error.args[0] if error.args else type(error).__name__}"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def describe(dsn: str) -> str:
+    """Name a database for people: user, host, port and name, never the password."""
+    parts = urlsplit(dsn)
+    host = parts.netloc.rpartition("@")[2]
+    user = parts.netloc.rpartition("@")[0].partition(":")[0]
+    return f"{user + '@' if user else ''}{host or 'the local socket'}{parts.path}"
+
+
+def explain(error: BaseException, dsn: str) -> DatabaseUnavailable:
+    """Turn what a connection attempt raised into one sentence that says what to change."""
+    where = describe(dsn)
+    if isinstance(error, DatabaseUnavailable):
+        return error
+    if isinstance(error, ssl.SSLError):
+        return DatabaseUnavailable(f"TLS with {where} failed: {error.reason or error}", hint="see sslmode and sslrootcert of the DSN")
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return DatabaseUnavailable(f"{where}: {error.args[0]}", hint="create it, or correct the DSN")
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        return DatabaseUnavailable(f"{where} refuses this login: {error.args[0]}", hint="check user and password of the DSN")
+    if isinstance(error, socket.gaierror):
+        return DatabaseUnavailable(f"the host of {where} is unknown", hint="check the DSN")
+    if isinstance(error, TimeoutError):
+        return DatabaseUnavailable(f"{where} does not answer within {CONNECT_S:g} s", hint="check host, port and firewall")
+    if isinstance(error, OSError):
+        return DatabaseUnavailable(f"can't connect to {where}", hint="is the server running there, and the port right?")
+    return DatabaseUnavailable(f"{where}: {brief(error)}")
+
+
+class Link:
+    """
+    One connection, for one statement at a time, made anew after anything that leaves it in doubt.
+
+    A statement that fails is not repeated here: only the caller knows whether that is right.
+    """
+
+    def __init__(self, opener: Callable[[], Awaitable[Connection]], *, deadline_s: float = 10.0) -> None:
+        self._opener = opener
+        self._deadline_s = deadline_s
+        self._connection: Connection | None = None
+        self._turn = asyncio.Lock()
+        self._closed = False
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[asyncpg.Record]:  # noqa: ASYNC109 - asyncpg's own signature
+        """Execute and return all rows. Raises DatabaseError."""
+        async with self._turn:
+            connection = await self._open()
+            try:
+                return await connection.fetch(query, *args, timeout=timeout or self._deadline_s)
+            except asyncpg.PostgresError as error:
+                if not is_refusal(error):
+                    self.terminate()
+                raise
+            except BaseException:  # timed out, cut or cancelled: what is on the wire now is anybody's guess
+                self.terminate()
+                raise
+
+    async def _open(self) -> Connection:
+        if self._closed:
+            message = "connection is closed"
+            raise asyncpg.InterfaceError(message)
+        if self._connection is None or self._connection.is_closed():
+            self._connection = None
+            self._connection = await self._opener()
+        return self._connection
+
+    def terminate(self) -> None:
+        """Drop the connection without a word to the server; the next statement opens another."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    def close(self) -> None:
+        """Drop it for good."""
+        self._closed = True
+        self.terminate()
+
+
+async def hears_notifications(dsn: str, *, schema: str, listener: Connection) -> bool:
+    """
+    Say whether LISTEN works on this connection: a transaction pooler accepts it and is deaf.
+
+    A pooler invents the process id that it hands out, so an equal one is proof of a direct connection. If it differs,
+    only a notification that arrives proves anything. Costs one round trip, and up to 1 s behind a pooler.
+    """
+    if listener.get_server_pid() == await listener.fetchval("SELECT pg_backend_pid()", timeout=CONNECT_S):
+        return True
+    heard = asyncio.Event()
+    channel = f"{schema}_{random.getrandbits(48):012x}"  # noqa: S311 - a name, not a secret
+    await listener.add_listener(channel, lambda *_: heard.set())
+    other = await connect(dsn, schema=schema, purpose="self-test")
+    try:
+        await other.execute("SELECT pg_notify($1, '')", channel, timeout=CONNECT_S)
+        async with asyncio.timeout(1):
+            await heard.wait()
+    except TimeoutError:
+        log.warning("listen_is_deaf", hint="a transaction pooler? give listen_dsn, a direct connection; polling until then")
+        return False
+    finally:
+        other.terminate()
+    await listener.remove_listener(channel, lambda *_: None)
+    return True

@@ -1,0 +1,113 @@
+"""
+Every exception that this package raises on purpose, and the codes that a failed run carries.
+
+Imports nothing of ours, so that every other module may raise from here. Database errors are not wrapped where
+asyncpg's own are precise enough; what a user can mend has a class here, and a hint that says how.
+"""
+
+from enum import StrEnum
+from uuid import UUID
+
+
+class Code(StrEnum):
+    """Why an attempt did not complete. Kept in a run's `errors`, and in `error_code` once it has failed."""
+
+    RAISED = "E-RUN-001"  # the handler raised
+    LEASE_EXPIRED = "E-RUN-002"  # its worker died or lost its lease
+    TIMED_OUT = "E-RUN-003"  # it ran longer than its timeout
+    BAD_PAYLOAD = "E-RUN-004"  # the payload does not fit the handler's model; never retried
+    BAD_RESULT = "E-RUN-005"  # the result can't be stored as JSON; never retried
+    REFUSED = "E-RUN-006"  # the handler raised Fail; never retried
+    INTERRUPTED = "interrupted"  # given back at shutdown; uses up no attempt
+    EXPIRED = "expired"  # `expires_at` had passed before it was started
+
+
+class NotifyWorkerError(Exception):
+    """Base of every error below. `hint` says what to do about it and is part of the text."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{message} ({hint})" if hint else message)
+        self.hint = hint
+
+
+class SettingsError(NotifyWorkerError):
+    """A setting, an argument or a `MODULE:ATTR` is unusable. Nothing was claimed or written."""
+
+
+class HandlerError(SettingsError):
+    """A handler can't be registered: its kind is taken or out of range, or its signature can't be called."""
+
+
+class StartError(NotifyWorkerError):
+    """The worker could not start for a reason outside of its settings: the database or a port."""
+
+
+class DatabaseUnavailable(StartError):
+    """The database can't be reached, or refuses this login."""
+
+
+class SchemaNotMigrated(StartError):
+    """The schema is absent, or older than this code."""
+
+
+class SchemaTooNew(StartError):
+    """The schema was migrated by newer code than this."""
+
+
+class InvalidRun(NotifyWorkerError):
+    """A run was refused before it was inserted. `field` names the column that was wrong."""
+
+    def __init__(self, field: str, message: str, *, hint: str | None = None, too_large: bool = False) -> None:
+        super().__init__(f"{field}: {message}", hint=hint)
+        self.field = field
+        self.too_large = too_large
+
+
+class RunNotFound(NotifyWorkerError):
+    """No run, live or settled, has this id."""
+
+    def __init__(self, run_id: UUID) -> None:
+        super().__init__(f"no run has the id {run_id}")
+        self.run_id = run_id
+
+
+class RunConflict(NotifyWorkerError):
+    """The run is in a state from which what was asked can't be done."""
+
+
+class WaitTimeout(NotifyWorkerError, TimeoutError):
+    """The run was not settled within the time that the caller was ready to wait. It goes on."""
+
+
+class LeaseLost(NotifyWorkerError):
+    """Another worker may own this run now. Whatever this one still writes about it is refused."""
+
+    def __init__(self, run_id: UUID, *, during: str) -> None:
+        super().__init__(f"run {run_id}: the lease was lost ({during})")
+        self.run_id = run_id
+        self.during = during
+
+
+class Cancel(NotifyWorkerError):  # noqa: N818 - reads as what a handler asks for: `raise Cancel("why")`
+    """Raised by a handler: settle this run as cancelled."""
+
+    def __init__(self, reason: str = "cancelled by the handler") -> None:
+        super().__init__(reason)
+
+
+class Fail(NotifyWorkerError):  # noqa: N818 - as above
+    """Raised by a handler: fail this run now, with no further attempt (E-RUN-006)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+class Snooze(NotifyWorkerError):  # noqa: N818 - as above
+    """Raised by a handler: run again in `seconds`, without using up this attempt."""
+
+    def __init__(self, seconds: float, reason: str = "snoozed by the handler") -> None:
+        if not 0 <= seconds <= 366 * 86400:
+            message = f"Snooze takes 0 to {366 * 86400} seconds, not {seconds!r}"
+            raise ValueError(message)
+        super().__init__(reason)
+        self.seconds = seconds

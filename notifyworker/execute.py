@@ -1,0 +1,177 @@
+"""
+One handler, called under its timeout, to one Outcome.
+
+Whatever a handler does, one of four things comes out: a result, an error with its code, a wish (Cancel, Fail, Snooze),
+or nothing, when the lease is no longer ours and there is nothing left to write.
+"""
+
+import asyncio
+import contextvars
+import traceback
+from concurrent.futures import Executor, Future
+from typing import Any, Literal, TypeAlias
+
+from notifyworker import payload as payloads
+from notifyworker.errors import Cancel, Code, Fail, Snooze
+from notifyworker.handlers import Handler
+from notifyworker.payload import clean_text
+from notifyworker.run import Outcome, Run, State
+
+MESSAGE_BYTES = 8 * 1024
+TRACEBACK_BYTES = 32 * 1024
+
+#: Why an attempt was ended from outside. "lost" and "cancelled": somebody else has settled or taken the run.
+Why: TypeAlias = Literal["timeout", "lost", "cancelled", "stopping"]
+
+
+class Attempt:
+    """One attempt in this process: the run, its handler, and why it was ended, if it was."""
+
+    __slots__ = ("handler", "is_settled", "run", "started_at", "task", "thread", "timer", "why")
+
+    def __init__(self, run: Run, handler: Handler) -> None:
+        self.run = run
+        self.handler = handler
+        self.task: asyncio.Task[Outcome | None] | None = None
+        #: The call in a thread: no cancellation ends it.
+        self.thread: Future[Any] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.started_at = 0.0
+        self.why: Why | None = None
+        #: Its outcome is on its way, or there is none to write: what the handler still returns counts no more.
+        self.is_settled = False
+
+    def end(self, why: Why) -> None:
+        """Cancel the handler, for the first reason that was given."""
+        if self.why is None:
+            self.why = why
+            self.run.cancelled = True
+            if self.task is not None:
+                self.task.cancel()
+
+
+async def execute(attempt: Attempt, *, threads: Executor, worker: str, max_result_bytes: int) -> Outcome | None:
+    """Call the handler; None if there is nothing to write."""
+    run, handler = attempt.run, attempt.handler
+    if run.expired:
+        error = error_entry(run, Code.EXPIRED, "expires_at passed before it was started", None)
+        return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, error=error, was_started=False)
+    try:
+        arguments = handler.arguments(run)
+    except (ValueError, RecursionError) as error:
+        return _failed(run, Code.BAD_PAYLOAD, str(error), None, worker)
+    try:
+        if handler.is_async:
+            result = await handler.function(*arguments)
+        else:
+            attempt.thread = threads.submit(contextvars.copy_context().run, handler.function, *arguments)
+            result = await asyncio.wrap_future(attempt.thread)
+    except BaseException as error:  # noqa: BLE001 - SystemExit too: a handler must not end the worker, nor count as success
+        return outcome_of_error(attempt, error, worker)
+    if attempt.why is not None:  # it swallowed the cancellation
+        return outcome_of_end(attempt, worker)
+    return _completed(run, result, worker, max_result_bytes)
+
+
+def outcome_of_end(attempt: Attempt, worker: str) -> Outcome | None:
+    """What becomes of an attempt that was ended from outside."""
+    run = attempt.run
+    if attempt.why == "timeout":
+        message = f"timed out after {run.timeout_s:g} s"
+        return _retried_or_failed(attempt, Code.TIMED_OUT, message, None, worker)
+    if attempt.why == "stopping":
+        return released(run, worker)
+    return None
+
+
+def released(run: Run, worker: str) -> Outcome:
+    """Given back at shutdown: at once, in its old place, the attempt not used up."""
+    error = error_entry(run, Code.INTERRUPTED, "the worker was stopped", None, worker)
+    return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=error, counts=False)
+
+
+def outcome_of_error(attempt: Attempt, error: BaseException, worker: str) -> Outcome | None:
+    """What becomes of an attempt whose handler raised."""
+    run = attempt.run
+    if isinstance(error, asyncio.CancelledError) and attempt.why is not None:
+        return outcome_of_end(attempt, worker)
+    match error:
+        case Cancel():
+            entry = error_entry(run, "cancelled", str(error), None, worker)
+            return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, effects=run.recorded_effects, error=entry)
+        case Snooze():
+            return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, delay_s=error.seconds, counts=False)
+        case Fail():
+            return _failed(run, Code.REFUSED, str(error), error, worker)
+    if attempt.why is not None:  # it raised something else when it was cancelled
+        return outcome_of_end(attempt, worker)
+    message = f"{type(error).__name__}: {_text_of(error)}"
+    if not isinstance(error, attempt.handler.retry.on):
+        return _failed(run, Code.RAISED, message, error, worker)
+    return _retried_or_failed(attempt, Code.RAISED, message, error, worker)
+
+
+def error_entry(run: Run, code: str, message: str, error: BaseException | None, worker: str | None = None) -> str:
+    """One entry of `errors`, as JSON; the database adds its time."""
+    return payloads.encode_leniently(
+        {
+            "attempt": run.attempt,
+            "code": str(code),
+            "message": clean_text(message, MESSAGE_BYTES),
+            "traceback": _traceback(error) if error is not None else None,
+            "worker": worker,
+        }
+    )
+
+
+def refused_result(outcome: Outcome, why: str, worker: str) -> Outcome:
+    """E-RUN-005 in place of an outcome that the server itself refused."""
+    run = Run(run_id=outcome.run_id, kind=outcome.kind, lease_token=outcome.lease_token, attempt=outcome.attempt)
+    return _failed(run, Code.BAD_RESULT, f"the database refused the outcome: {why}", None, worker)
+
+
+def _completed(run: Run, result: object, worker: str, max_result_bytes: int) -> Outcome:
+    if result is None and not run.is_shadow:
+        return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.COMPLETED)
+    try:
+        text = None if result is None else payloads.encode(result)
+    except payloads.Unencodable as error:
+        return _failed(run, Code.BAD_RESULT, f"the result can't be stored: {error}".replace("$", "result", 1), None, worker)
+    if text is not None and (size := len(text.encode())) > max_result_bytes:
+        message = f"the result has {size} bytes, more than max_result_bytes={max_result_bytes}"
+        return _failed(run, Code.BAD_RESULT, message, None, worker)
+    return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.COMPLETED, result=text, effects=run.recorded_effects)
+
+
+def _retried_or_failed(attempt: Attempt, code: Code, message: str, error: BaseException | None, worker: str) -> Outcome:
+    run = attempt.run
+    if run.attempt >= run.max_attempts:
+        return _failed(run, code, message, error, worker)
+    entry = error_entry(run, code, message, error, worker)
+    delay_s = attempt.handler.retry.delay_s(run.attempt)
+    return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, delay_s=delay_s, error=entry)
+
+
+def _failed(run: Run, code: Code, message: str, error: BaseException | None, worker: str) -> Outcome:
+    entry = error_entry(run, code, message, error, worker)
+    return Outcome(
+        run.run_id, run.lease_token, run.attempt, run.kind, State.FAILED, error_code=code, error=entry, effects=run.recorded_effects
+    )
+
+
+def _traceback(error: BaseException) -> str:
+    # Not our own frame, by which the handler was called.
+    below = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    try:
+        lines = traceback.format_exception(type(error), error, below)
+    except Exception as broken:  # noqa: BLE001 - an exception whose own __str__ raises
+        lines = [f"{type(error).__name__}, whose text can't be had: {type(broken).__name__}"]
+    return clean_text("".join(lines), TRACEBACK_BYTES)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - an exception whose own __str__ raises
+        return f"(no text: {type(broken).__name__})"
+

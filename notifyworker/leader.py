@@ -1,0 +1,235 @@
+"""
+Leadership and the wake gate: who wakes the fleet, the inserts themselves or one worker in place of them all.
+
+Three advisory locks, whose other half is the insert trigger (schema/0005_wake.sql): S leadership, C coalesced,
+M silent. A leader is *armed* while it holds M: then every insert notifies. When notifications come too fast it takes
+C, lets M go and is *coalesced*: inserts stay silent, and it looks at the table every few milliseconds instead. Coming
+back, it still holds C and still ticks until it gets M, when every insert that stayed silent has committed; one look
+with a fresh snapshot closes the gap. It never blocks on M, and on C only briefly: a blocked lock would hold back vacuum.
+
+The connection that holds the locks does nothing but looks and notifications: a session's own locks never conflict, so
+an insert from it would read the gate wrongly.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+from uuid import UUID
+
+import asyncpg
+
+from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, connect
+from notifyworker.observe import Metrics, log
+from notifyworker.pause import Backoff, is_set_within
+from notifyworker.store import Store
+
+LOOK_S = 2.0
+LOOK_DEADLINE_S = 3.0
+_QUIET_TICKS = 5
+_SLOWEST_TICK_S = 0.02
+_NO_SESSION_LOCKS_S = 60.0
+
+
+class Leader:
+    """This worker's part in the fleet's leadership: it leads, or stands ready."""
+
+    def __init__(
+        self, dsn: str, store: Store, lease_owner: str, wake: asyncio.Event, metrics: Metrics, *, tick_s: float
+    ) -> None:
+        self._dsn = dsn
+        self._store = store
+        self._lease_owner = lease_owner
+        self._wake = wake
+        self._metrics = metrics
+        self._tick_s = tick_s
+        self._locks = GateLocks.of(store.schema)
+        self._gate: _Gate | None = None
+        self._try_now = asyncio.Event()
+        self._burst = asyncio.Event()
+        self._other_coalesces = False
+        self._holds_coalesced = False
+        self._heads: frozenset[UUID] = frozenset()
+        self.mode: Literal["follower", "arming", "armed", "coalesced"] = "follower"
+        self.queue_usage = 0.0
+        #: Called with each look's absent owners while leading, and with nothing when leadership ends.
+        self.on_absent: Callable[[Sequence[str]], None] = lambda _owners: None
+        #: Called with the mode when it has changed.
+        self.on_mode: Callable[[str], None] = lambda _mode: None
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether this worker holds the leadership."""
+        return self.mode != "follower"
+
+    def heard(self, message: str) -> None:
+        """Take note of what the present leader announces."""
+        self._other_coalesces = message == "coalesced"
+        if message == "farewell":
+            self._try_now.set()
+
+    def burst(self) -> None:
+        """Take note that notifications come too fast."""
+        self._burst.set()
+
+    async def run(self) -> None:
+        """Contend and lead until cancelled."""
+        backoff = Backoff()
+        while True:
+            pause_s = None
+            try:
+                self._gate = _Gate(await connect(self._dsn, schema=self._store.schema, purpose="gate"))
+                if await self._has_session_locks():
+                    await self._query("SELECT set_config('lock_timeout', '50ms', false)")
+                    backoff.reset()
+                    await self._contend()
+                pause_s = _NO_SESSION_LOCKS_S
+            except DatabaseError as error:
+                log.warning("gate_lost", error=brief(error), was=self.mode)
+                self._metrics.reconnects.labels("gate").inc()
+            finally:
+                self._set_mode("follower")
+                self.terminate()
+            await asyncio.sleep(pause_s or backoff.next_s())
+
+    async def _has_session_locks(self) -> bool:
+        gate = self._opened()
+        return gate.connection.get_server_pid() == await gate.value("SELECT pg_backend_pid()")
+
+    async def _contend(self) -> None:
+        while True:
+            # Advisory locks succeed on a standby too, where they exclude nobody.
+            lead = "SELECT CASE WHEN pg_is_in_recovery() THEN false ELSE pg_try_advisory_lock($1, $2) END"
+            if await self._query(lead, LOCK_CLASS, self._locks.leader):
+                await self._lead()
+            self._try_now.clear()
+            await is_set_within(self._try_now, LOOK_S / 2 if self._other_coalesces else LOOK_S)
+
+    async def _lead(self) -> None:
+        self._set_mode("arming")
+        self._burst.clear()
+        while True:
+            await self._tick_until_armed()
+            await self._stand_armed()
+            if await self._take(self._locks.coalesced):
+                self._holds_coalesced = True
+                await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.silent)
+                self._set_mode("coalesced")
+                await self._notify("coalesced")
+                await self._tick_until_quiet()
+
+    async def _stand_armed(self) -> None:
+        """Look every two seconds, until notifications come too fast."""
+        self._set_mode("armed")
+        self._burst.clear()
+        while True:
+            await self._look_at_fleet()
+            if await is_set_within(self._burst, LOOK_S):
+                return
+
+    async def _tick_until_quiet(self) -> None:
+        quiet = 0
+        loop = asyncio.get_running_loop()
+        fleet_look_at = loop.time()
+        while quiet < _QUIET_TICKS:
+            quiet = 0 if await self._look_and_wake() else quiet + 1
+            if loop.time() >= fleet_look_at:
+                fleet_look_at = loop.time() + LOOK_S
+                await self._look_at_fleet()
+            await asyncio.sleep(self._tick_s)
+
+    async def _tick_until_armed(self) -> None:
+        """Get M; until then go on looking, since inserts that stayed silent may be about to commit."""
+        pause_s = self._tick_s
+        while not await self._query("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._locks.silent):
+            if await self._look_and_wake():
+                pause_s = self._tick_s
+            await asyncio.sleep(pause_s)
+            pause_s = min(_SLOWEST_TICK_S, pause_s * 1.5)
+        if self._holds_coalesced:
+            await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.coalesced)
+            self._holds_coalesced = False
+        await self._look_and_wake()
+        await self._notify("armed")
+
+    async def _look_and_wake(self) -> bool:
+        """Wake the fleet if some lane has another head than at the last look; a backlog nobody takes stays quiet."""
+        heads = frozenset(await self._store.ready(self._opened()))
+        is_new = bool(heads - self._heads)
+        self._heads = heads
+        if is_new:
+            self._wake.set()
+            await self._notify("")
+        return is_new
+
+    async def _look_at_fleet(self) -> None:
+        look = await self._store.absent(self._opened())
+        self.queue_usage = look["queue_usage"]
+        self._metrics.queue_usage.set(self.queue_usage)
+        if look["is_standby"]:
+            message = "this server is a standby now"
+            raise asyncpg.InterfaceError(message)
+        self.on_absent(look["absent"])
+
+    async def _take(self, lock: int) -> bool:
+        try:
+            await self._query("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, lock)
+        except asyncpg.LockNotAvailableError:
+            return False
+        return True
+
+    async def _notify(self, message: str) -> None:
+        await self._store.notify(self._opened(), message)
+
+    async def _query(self, query: str, *args: Any) -> Any:
+        return await self._opened().value(query, *args)
+
+    def _opened(self) -> "_Gate":
+        if self._gate is None:
+            message = "the gate's connection is closed"
+            raise asyncpg.InterfaceError(message)
+        return self._gate
+
+    def _set_mode(self, mode: Literal["follower", "arming", "armed", "coalesced"]) -> None:
+        if mode == self.mode:
+            return
+        was, self.mode = self.mode, mode
+        self._metrics.leading.set(self.is_leading)
+        self._metrics.coalescing.set(mode == "coalesced")
+        if mode == "follower":
+            self._heads = frozenset()
+            self._holds_coalesced = False
+            self.on_absent([])
+        self.on_mode(mode)
+        log.log(20 if "follower" in (was, mode) else 10, "wake_mode", mode=mode, was=was)
+
+    async def farewell(self) -> None:
+        """Give the leadership away, so that another worker has it within milliseconds."""
+        if self._gate is None or not self.is_leading:
+            return
+        try:
+            async with asyncio.timeout(1):
+                await self._query("SELECT pg_advisory_unlock_all()")
+                await self._notify("farewell")
+        except DatabaseError as error:
+            log.debug("farewell_unheard", error=brief(error))  # the locks go with the session all the same
+
+    def terminate(self) -> None:
+        """Drop the connection, and with it the locks."""
+        if self._gate is not None:
+            self._gate.connection.terminate()
+            self._gate = None
+
+
+class _Gate:
+    """The gate's connection: one statement at a time, each with the look's deadline."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._turn = asyncio.Lock()
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[asyncpg.Record]:  # noqa: ASYNC109 - asyncpg's own signature
+        async with self._turn:
+            return await self.connection.fetch(query, *args, timeout=timeout or LOOK_DEADLINE_S)
+
+    async def value(self, query: str, *args: Any) -> Any:
+        return (await self.fetch(query, *args))[0][0]

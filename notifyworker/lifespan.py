@@ -1,0 +1,176 @@
+"""What a user holds in hands: a worker with its handlers, run on its own or inside a host's lifespan."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from notifyworker.errors import SettingsError
+from notifyworker.handlers import AnyHandler, Handlers
+from notifyworker.http.sidecar import Sidecar
+from notifyworker.observe import log
+from notifyworker.retry import Retry
+from notifyworker.settings import Settings
+from notifyworker.worker import Conductor
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run of a worker ended: drained in time, at the drain's deadline, or forced by a second signal."""
+
+    how: Literal["drained", "deadline", "forced"]
+    signal: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, 4, or 128 and the second signal's number."""
+        return {"drained": 0, "deadline": 4, "forced": 128 + (self.signal or 0)}[self.how]
+
+
+class Worker:
+    """
+    Handlers, and how they are run.
+
+        worker = Worker()
+
+        @worker.handler("email.send", timeout=30, retry=Retry(max_attempts=5))
+        async def send_email(run: Run, payload: Email) -> dict: ...
+
+        await worker.run()            # until SIGTERM, SIGINT or stop()
+        async with worker: ...        # inside a host's lifespan; leaving it drains
+
+    Every setting is a keyword; what the environment says wins over it. Raises SettingsError.
+    """
+
+    def __init__(self, dsn: str | None = None, **settings: Any) -> None:
+        self._keywords = {"dsn": dsn, **settings}
+        self.settings = Settings.load(keywords=self._keywords)
+        self._handlers = Handlers()
+        self._conductor: Conductor | None = None
+        self._sidecar: Sidecar | None = None
+        self._stop = asyncio.Event()
+        self._force = asyncio.Event()
+        self._signal: int | None = None
+
+    def configure(self, command_line: Mapping[str, Any]) -> None:
+        """Let settings of the command line win over all others. Raises SettingsError."""
+        self.settings = Settings.load(command_line, self._keywords)
+
+    def handler(
+        self, kind: str, *, timeout: float | timedelta | None = None, retry: Retry | None = None
+    ) -> Callable[[AnyHandler], AnyHandler]:
+        """
+        Register a function, async or plain, as the handler of a kind.
+
+        `timeout` is of one attempt, in seconds. The payload comes as the annotation of the second parameter asks:
+        pydantic model, dataclass, TypedDict or dict. Raises HandlerError.
+        """
+
+        def register(function: AnyHandler) -> AnyHandler:
+            self._handlers.add(kind, function, timeout=timeout, retry=retry or Retry())
+            return function
+
+        return register
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds that have a handler."""
+        return self._handlers.kinds()
+
+    @property
+    def url(self) -> str | None:
+        """Where the sidecar listens, once started."""
+        return self._sidecar.url if self._sidecar is not None else None
+
+    @property
+    def lingering(self) -> int:
+        """Handlers that ignored their cancellation and still go on, in threads or tasks."""
+        return self._conductor.lingering if self._conductor is not None else 0
+
+    async def run(self) -> Ending:
+        """
+        Work until SIGTERM, SIGINT or `stop()`, then drain. A second signal ends it at once.
+
+        Raises SettingsError or StartError if it could not start.
+        """
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._signalled, number)
+        try:
+            await self._start(standalone=True)
+            assert self._conductor is not None
+            stopped = asyncio.ensure_future(self._stop.wait())
+            await asyncio.wait({stopped, self._conductor.failed}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            error = self._conductor.failed.exception() if self._conductor.failed.done() else None
+            in_time = await self._drain()
+            if error is not None:
+                raise error
+            if self._force.is_set():
+                return Ending("forced", self._signal)
+            return Ending("drained" if in_time else "deadline")
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Ask for a drain. Safe to call twice, early, or from a signal handler of the host's."""
+        self._stop.set()
+
+    async def __aenter__(self) -> Self:
+        """Start working beside the host. Raises SettingsError or StartError."""
+        await self._start(standalone=False)
+        return self
+
+    async def __aexit__(self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None) -> None:
+        await self._drain()
+
+    async def _start(self, *, standalone: bool) -> None:
+        if self._conductor is not None:
+            message = "this worker is started already"
+            raise SettingsError(message)
+        if not self.kinds:
+            message = "this worker has no handler"
+            raise SettingsError(message, hint='@worker.handler("email.send")')
+        if not standalone:
+            self._stop.clear()
+            self._force.clear()
+        wants_sidecar = standalone if self.settings.sidecar is None else self.settings.sidecar
+        self._conductor = conductor = Conductor(self.settings, self._handlers.of(self.settings.kinds), standalone=standalone)
+        try:
+            if wants_sidecar:
+                self._sidecar = Sidecar(conductor)
+                await self._sidecar.start()
+            await conductor.start()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def _drain(self) -> bool:
+        assert self._conductor is not None
+        try:
+            return await self._conductor.drain(self.settings.drain_timeout_s, self._force)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        if self._sidecar is not None:
+            await self._sidecar.stop()
+            self._sidecar = None
+        if self._conductor is not None:
+            await self._conductor.close()
+            if not self._conductor.lingering:
+                self._conductor = None
+
+    def _signalled(self, number: int) -> None:
+        if self._stop.is_set():
+            log.warning("forced_to_stop", signal=signal.Signals(number).name)
+            self._signal = number
+            self._force.set()
+            return
+        log.info("stopping", signal=signal.Signals(number).name, hint="a second signal ends it at once")
+        self._stop.set()

@@ -1,0 +1,159 @@
+"""
+Bring the schema up to this code: numbered files under schema/, each applied once, all in one transaction.
+
+Ten processes may do so at once: the first holds an advisory lock until its commit, and the others find nothing to do.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import asyncpg
+
+from notifyworker.database import LOCK_CLASS, Connection, GateLocks, connect, describe, explain
+from notifyworker.errors import DatabaseUnavailable, SchemaNotMigrated, SchemaTooNew, SettingsError, StartError
+
+OLDEST_SERVER = 140000
+_WAIT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file under schema/."""
+
+    version: int
+    name: str
+    text: str
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """All files, in order. In a wheel they lie inside the package; in a checkout beside it."""
+    inside = resources.files("notifyworker") / "schema"
+    folder: Traversable = inside if inside.is_dir() else Path(__file__).parents[1] / "schema"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    return tuple(Migration(int(f.name[:4]), f.name[5:-4], f.read_text(encoding="utf-8")) for f in files)
+
+
+def newest() -> int:
+    """The version that this code works with."""
+    return migrations()[-1].version
+
+
+def render(text: str, schema: str) -> str:
+    """Put the schema's name, and what is derived from it, into SQL of ours."""
+    locks = GateLocks.of(schema)
+    for token, value in (
+        ("{schema}", f'"{schema}"'),
+        ("{name}", schema),
+        ("{lock_class}", LOCK_CLASS),
+        ("{leader_lock}", locks.leader),
+        ("{coalesced_lock}", locks.coalesced),
+        ("{silent_lock}", locks.silent),
+    ):
+        text = text.replace(token, str(value))
+    return text
+
+
+def script(schema: str) -> str:
+    """All the SQL, for people who run their own migrations: to be executed as one transaction, in an empty database."""
+    parts = [f"-- notifyworker: schema version {newest()}, in the schema {schema}.", "BEGIN;"]
+    parts += [f"-- {m.version:04d} {m.name}\n{_with_record(m, schema)}" for m in migrations()]
+    return "\n\n".join([*parts, "COMMIT;"])
+
+
+async def migrate(dsn: str, schema: str) -> list[Migration]:
+    """
+    Apply what is missing and return it. Notices of the server (missing roles) go through `warnings`.
+
+    Raises SchemaTooNew if the database is ahead of this code, StartError if it can't be reached or refuses.
+    """
+    connection = await open_or_explain(dsn, schema)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL lock_timeout = '{_WAIT_S}s'; SET LOCAL statement_timeout = 0")
+            await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {GateLocks.of(schema).migrate})")
+            version = await applied_version(connection, schema)
+            if version > newest():
+                raise _too_new(schema, version)
+            missing = [m for m in migrations() if m.version > version]
+            for migration in missing:
+                await connection.execute(_with_record(migration, schema))
+        return missing
+    except asyncpg.InsufficientPrivilegeError as error:
+        message = f"{describe(dsn)}: {error.args[0]}"
+        raise StartError(message, hint="migrate as the database's owner, or as a role with CREATE on the database") from None
+    except asyncpg.ReadOnlySQLTransactionError:
+        raise _read_only(dsn) from None
+    finally:
+        connection.terminate()
+
+
+async def check(connection: Connection, schema: str, dsn: str) -> None:
+    """Raise StartError unless this database can be worked with: version, migrations, rights, writable."""
+    if connection.get_server_version()[0] * 10000 < OLDEST_SERVER:
+        message = f"PostgreSQL {connection.get_server_version()[0]} is too old"
+        raise DatabaseUnavailable(message, hint="notifyworker needs 14 or later")
+    version = await applied_version(connection, schema)
+    if version < newest():
+        what = f"is at version {version}, this code needs {newest()}" if version else "is not there"
+        message = f"the schema {schema} in {describe(dsn)} {what}"
+        raise SchemaNotMigrated(message, hint="run: notifyworker migrate")
+    if version > newest():
+        raise _too_new(schema, version)
+    if await connection.fetchval("SHOW transaction_read_only") == "on":
+        raise _read_only(dsn)
+    may = "SELECT has_table_privilege($1, 'SELECT') AND has_table_privilege($1, 'UPDATE') AND has_table_privilege($1, 'DELETE')"
+    if not await connection.fetchval(may, f'"{schema}".runs'):
+        message = f"{describe(dsn)}: this role may not work on {schema}.runs"
+        raise DatabaseUnavailable(message, hint=f"GRANT {schema}_worker TO it")
+
+
+async def applied_version(connection: Connection, schema: str) -> int:
+    """Return the newest migration that the database has; 0 without a schema."""
+    try:
+        if await connection.fetchval("SELECT to_regclass($1)", f'"{schema}".migrations') is None:
+            return 0
+        return await connection.fetchval(f'SELECT coalesce(max(version), 0) FROM "{schema}".migrations') or 0  # noqa: S608 - the name was validated
+    except asyncpg.InsufficientPrivilegeError as error:
+        message = f"this role may not use the schema {schema}: {error.args[0]}"
+        raise DatabaseUnavailable(message, hint=f"GRANT {schema}_worker TO it") from None
+
+
+async def remove(dsn: str, schema: str) -> None:
+    """Take an installation out again, runs and history included. Its roles stay: other databases may use them."""
+    connection = await open_or_explain(dsn, schema)
+    try:
+        await connection.execute(f'DROP SCHEMA "{schema}" CASCADE')
+    except asyncpg.InvalidSchemaNameError:
+        message = f"there is no schema {schema} in {describe(dsn)}"
+        raise SchemaNotMigrated(message) from None
+    finally:
+        connection.terminate()
+
+
+async def open_or_explain(dsn: str, schema: str, purpose: str = "migrate") -> Connection:
+    """Connect, or raise DatabaseUnavailable with one sentence."""
+    try:
+        return await connect(dsn, schema=schema, purpose=purpose)
+    except SettingsError:
+        raise
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        raise explain(error, dsn) from None
+
+
+def _with_record(migration: Migration, schema: str) -> str:
+    insert = f"INSERT INTO \"{schema}\".migrations (version, name) VALUES ({migration.version}, '{migration.name}');"  # noqa: S608 - ours
+    return f"{render(migration.text, schema).strip()}\n\n{insert}"
+
+
+def _too_new(schema: str, version: int) -> SchemaTooNew:
+    message = f"the schema {schema} is at version {version}, newer than this code, which knows {newest()}"
+    return SchemaTooNew(message, hint="install a newer notifyworker")
+
+
+def _read_only(dsn: str) -> DatabaseUnavailable:
+    message = f"{describe(dsn)} is read-only"
+    return DatabaseUnavailable(message, hint="a standby? add target_session_attrs=read-write to the DSN, or use another role")

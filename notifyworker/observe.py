@@ -1,0 +1,91 @@
+"""
+What an operator hears of a worker: log events and metrics. Knows no database.
+
+An event names a fact that has been committed already, except those that say that something could not be done.
+"""
+
+import logging
+import sys
+from typing import Any, Literal
+
+import orjson
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+log: Any = structlog.get_logger("notifyworker")
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
+
+
+def configure_logging(log_format: Literal["auto", "console", "json"], log_level: str) -> None:
+    """Write logs to stderr: for people on a terminal, as JSON lines elsewhere. Only the command line calls this."""
+    as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    renderer: Any = (
+        structlog.processors.JSONRenderer(serializer=_dumps)
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([structlog.processors.format_exc_info] if as_json else []),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log_level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _dumps(event: dict[str, Any], **_options: Any) -> str:
+    return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+class Metrics:
+    """Prometheus metrics of one worker, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.claims = Counter("notifyworker_claims", "Claims by what they found.", ["found"], registry=registry)
+        self.claimed = Counter("notifyworker_runs_claimed", "Runs claimed.", ["kind"], registry=registry)
+        self.finished = Counter(
+            "notifyworker_runs_finished", "Attempts that ended, by the state the run went to.", ["kind", "to"], registry=registry
+        )
+        self.pickup = Histogram(
+            "notifyworker_pickup_seconds",
+            "From when a run was ready until it was claimed.",
+            ["kind"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.execution = Histogram(
+            "notifyworker_execution_seconds", "How long handlers took.", ["kind"], buckets=_SECONDS, registry=registry
+        )
+        self.running = Gauge("notifyworker_runs_running", "Runs that this worker executes now.", registry=registry)
+        self.slots = Gauge("notifyworker_slots", "Runs that this worker may execute at once.", registry=registry)
+        self.wakes = Counter("notifyworker_wakes", "What made the worker look.", ["source"], registry=registry)
+        self.lost = Counter("notifyworker_leases_lost", "Leases that another took, or that a cancel ended.", registry=registry)
+        self.refused = Counter(
+            "notifyworker_outcomes_refused", "Outcomes that came too late and were refused by the fence.", registry=registry
+        )
+        self.heartbeats = Counter("notifyworker_heartbeats", "Heartbeats by outcome.", ["outcome"], registry=registry)
+        self.settle_batch = Histogram(
+            "notifyworker_settle_batch_runs",
+            "Runs written by one settle.",
+            buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+            registry=registry,
+        )
+        self.stalls = Counter("notifyworker_loop_stalls", "Times the event loop was found not turning.", registry=registry)
+        self.reaped = Counter("notifyworker_reaped", "Runs taken from workers.", ["reason", "became"], registry=registry)
+        self.database_errors = Counter(
+            "notifyworker_database_errors", "Statements that failed, by loop.", ["loop"], registry=registry
+        )
+        self.reconnects = Counter("notifyworker_reconnects", "Connections made anew.", ["connection"], registry=registry)
+        self.listening = Gauge("notifyworker_listening", "1 while NOTIFY can be heard.", registry=registry)
+        self.leading = Gauge("notifyworker_leading", "1 while this worker leads the fleet.", registry=registry)
+        self.coalescing = Gauge("notifyworker_coalescing", "1 while the leader wakes in place of the inserts.", registry=registry)
+        self.queue_usage = Gauge(
+            "notifyworker_notification_queue_ratio", "Fill of the server's notification queue, seen by the leader.", registry=registry
+        )

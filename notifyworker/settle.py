@@ -1,0 +1,145 @@
+"""
+Outcomes, gathered and written in batches, each fenced by its lease token.
+
+The first outcome goes out at once; what gathers while it is on its way goes together with the next. No answer is not
+a "no": a statement whose connection was cut may have been executed, so its outcomes are sent again, and what is no
+longer there is looked for in the history before it is called lost.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from notifyworker.database import DatabaseError, Link, brief, is_poison, is_refusal
+from notifyworker.execute import refused_result
+from notifyworker.observe import Metrics, log
+from notifyworker.pause import Backoff
+from notifyworker.run import Outcome, State
+from notifyworker.store import Store
+
+_BATCH = 500
+_LOCKED_S = 0.02
+
+
+class Settler:
+    """Writes outcomes until there are none. `put` never waits; the worker bounds how many are on their way."""
+
+    def __init__(
+        self,
+        store: Store,
+        link: Link,
+        lease_owner: str,
+        metrics: Metrics,
+        *,
+        on_settled: Callable[[Outcome], None],
+        on_refused: Callable[[Outcome], None],
+    ) -> None:
+        self._store = store
+        self._link = link
+        self._lease_owner = lease_owner
+        self._metrics = metrics
+        self._on_settled = on_settled
+        self._on_refused = on_refused
+        self._waiting: deque[Outcome] = deque()
+        self._writing = 0
+        self._some = asyncio.Event()
+        self._none = asyncio.Event()
+        self._none.set()
+        self.failing_since: float | None = None
+
+    @property
+    def backlog(self) -> int:
+        """How many outcomes are not yet written."""
+        return len(self._waiting) + self._writing
+
+    def put(self, outcome: Outcome) -> None:
+        """Write this one as soon as may be."""
+        self._waiting.append(outcome)
+        self._none.clear()
+        self._some.set()
+
+    async def flushed(self) -> None:
+        """Return when all is written."""
+        await self._none.wait()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+                self._writing = len(batch)
+                await self._write_all(batch)
+                self._writing = 0
+            self._none.set()
+
+    async def _write_all(self, batch: list[Outcome]) -> None:
+        back = [o for o in batch if o.to is State.PENDING]
+        settled = [o for o in batch if o.to is not State.PENDING] if back else batch
+        if settled:
+            self._metrics.settle_batch.observe(len(settled))
+            await self._write(settled)
+        if back:
+            await self._write(back)
+
+    async def _write(self, batch: Sequence[Outcome]) -> None:
+        """Write outcomes of one sort until each is settled or lost."""
+        statement = self._store.give_back if batch[0].to is State.PENDING else self._store.settle
+        left = {o.run_id: o for o in batch}
+        is_unsure = False
+        backoff = Backoff()
+        while left:
+            outcomes = list(left.values())
+            try:
+                done = await statement(self._link, self._lease_owner, outcomes)
+                for run_id in done:
+                    self._on_settled(left.pop(run_id))
+                if left:
+                    await self._look_after(left, is_unsure=is_unsure)
+            except DatabaseError as error:
+                if is_poison(error):
+                    await self._isolate(outcomes, error)
+                    return
+                is_unsure = is_unsure or not is_refusal(error)
+                await self._pause(error, len(left), backoff)
+                continue
+            self.failing_since = None
+
+    async def _look_after(self, left: dict[object, Outcome], *, is_unsure: bool) -> None:
+        """Tell those that were locked for a moment, which go again, from those that are lost or were written before."""
+        tokens = {o.run_id: o.lease_token for o in left.values()}
+        held = await self._store.held(self._link, self._lease_owner, tokens)
+        gone = {run_id: token for run_id, token in tokens.items() if run_id not in held}
+        written = await self._store.settled(self._link, self._lease_owner, gone) if gone and is_unsure else set()
+        for run_id in gone:
+            outcome = left.pop(run_id)
+            # A give-back leaves no trace of who gave it: after a lost answer, a run that is no longer held was given.
+            if run_id in written or (is_unsure and outcome.to is State.PENDING):
+                self._on_settled(outcome)
+            else:
+                self._on_refused(outcome)
+        if left:
+            await asyncio.sleep(_LOCKED_S)  # a stranger has the row locked: his lock has no event to wait for
+
+    async def _isolate(self, batch: Sequence[Outcome], error: BaseException) -> None:
+        """Find the one outcome of a batch that the server refuses: halve it until it stands alone."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._write(batch[:middle])
+            await self._write(batch[middle:])
+            return
+        poison = batch[0]
+        log.error("outcome_unstorable", run_id=str(poison.run_id), kind=poison.kind, error=brief(error))
+        if poison.error_code == "E-RUN-005":
+            self._on_refused(poison)  # even the plain note about it is refused: the lease's end will tell
+            return
+        await self._write([refused_result(poison, brief(error), self._lease_owner)])
+
+    async def _pause(self, error: BaseException, waiting: int, backoff: Backoff) -> None:
+        now = asyncio.get_running_loop().time()
+        if self.failing_since is None:
+            self.failing_since = now
+            log.warning("settle_failed", error=brief(error), waiting=waiting + len(self._waiting))
+        self._metrics.database_errors.labels("settle").inc()
+        await asyncio.sleep(backoff.next_s())

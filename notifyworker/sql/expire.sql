@@ -1,0 +1,18 @@
+-- pending -> cancelled for runs that may no longer be started, whether or not any worker serves their kind.
+-- $1 limit
+WITH late AS MATERIALIZED (
+    SELECT r.run_id FROM {schema}.runs AS r
+     WHERE r.expires_at <= now() AND r.state = 'pending' ORDER BY r.expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM {schema}.runs AS r USING late WHERE r.run_id = late.run_id RETURNING r.*
+)
+INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, lease_token, timeout,
+    priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,
+    concurrency_key, payload, headers, errors, progress)
+SELECT run_id, run_at, created_at, expires_at, lease_token, timeout,
+       priority, max_attempts, attempt, is_shadow, 'cancelled', kind, project_id, shadow_by, idempotency_key,
+       concurrency_key, payload, headers,
+       {schema}.with_error(errors, jsonb_build_object('attempt', attempt, 'code', 'expired',
+           'message', 'expires_at passed before it was started', 'traceback', NULL, 'worker', NULL)), progress
+  FROM gone
+RETURNING run_id

@@ -1,0 +1,55 @@
+-- running -> pending, or -> failed with E-RUN-002 on the last attempt: for runs whose lease has expired, or whose
+-- worker is presumed dead. What a heartbeat renews while this looks is not taken: the conditions hold again under the
+-- row's lock.
+-- $1 limit, $2 the reaper's lease_owner, $3 owners presumed dead (an owner is taken from only if its advisory lock is
+-- gone in this very statement), $4 the key space: 'schema' of presence.sql
+WITH dead AS (
+    SELECT owner
+      FROM unnest($3::text[]) AS owner
+     WHERE NOT EXISTS (
+        SELECT FROM pg_locks AS l
+         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended($4 || owner, 0))
+), taken AS MATERIALIZED (
+    SELECT r.run_id, r.attempt >= r.max_attempts AS is_last, r.lease_expires_at > now() AS was_alive
+      FROM {schema}.runs AS r
+     WHERE r.lease_expires_at IS NOT NULL
+       AND (r.lease_expires_at <= now() OR r.lease_owner IN (SELECT owner FROM dead))
+     ORDER BY r.lease_expires_at
+     LIMIT $1
+       FOR UPDATE OF r SKIP LOCKED
+), entry AS (
+    SELECT t.*, jsonb_build_object('attempt', r.attempt, 'code', 'E-RUN-002', 'worker', r.lease_owner,
+               'traceback', NULL, 'message', CASE WHEN t.was_alive
+                   THEN 'the worker is gone: its session has ended' ELSE 'the lease expired' END) AS error
+      FROM taken AS t JOIN {schema}.runs AS r ON r.run_id = t.run_id
+), back AS (
+    UPDATE {schema}.runs AS r
+       SET state = 'pending', lease_owner = NULL, lease_expires_at = NULL, started_at = NULL,
+           errors = {schema}.with_error(r.errors, e.error),
+           is_shadow = r.is_shadow AND r.shadow_by IS DISTINCT FROM 'worker', shadow_by = nullif(r.shadow_by, 'worker')
+      FROM entry AS e
+     WHERE r.run_id = e.run_id AND NOT e.is_last
+    RETURNING r.run_id
+), gone AS (
+    DELETE FROM {schema}.runs AS r USING entry AS e WHERE r.run_id = e.run_id AND e.is_last RETURNING r.*, e.error
+), failed AS (
+    INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+        priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,
+        concurrency_key, error_code, payload, headers, errors, progress)
+    SELECT run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+        priority, max_attempts, attempt, is_shadow, 'failed', kind, project_id, shadow_by, idempotency_key,
+        concurrency_key, 'E-RUN-002', payload, headers, {schema}.with_error(errors, error), progress
+      FROM gone
+), log AS (
+    INSERT INTO {schema}.reaps (run_id, kind, project_id, attempt, taken_from, taken_by, reason, became)
+    SELECT r.run_id, r.kind, r.project_id, r.attempt, r.lease_owner, $2,
+           CASE WHEN e.was_alive THEN 'presumed_dead' ELSE 'lease_expired' END,
+           CASE WHEN e.is_last THEN 'failed' ELSE 'pending' END
+      FROM entry AS e JOIN {schema}.runs AS r ON r.run_id = e.run_id
+    RETURNING run_id, taken_from, reason, became
+)
+SELECT run_id, taken_from, reason, became,
+       CASE WHEN became = 'pending' THEN (SELECT {schema}.announce()) END AS announced
+  FROM log

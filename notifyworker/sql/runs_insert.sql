@@ -1,0 +1,21 @@
+-- Many runs in one statement. Returns an id a run, in order; null where a live run holds the idempotency key.
+-- An element a run: $1 run_id, $2 kind, $3 payload, $4 project_id, $5 priority, $6 run_at, $7 max_attempts, $8 timeout,
+-- $9 expires_at, $10 idempotency_key, $11 is_shadow, $12 headers, $13 concurrency_key
+WITH given AS MATERIALIZED (
+    SELECT coalesce(r.run_id, {schema}.uuid7()) AS run_id, r.kind, r.payload, r.project_id, r.priority,
+           coalesce(r.run_at, now()) AS run_at, r.max_attempts, r.timeout, r.expires_at, r.idempotency_key, r.is_shadow,
+           r.headers, r.concurrency_key, r.place
+      FROM unnest($1::uuid[], $2::text[], $3::jsonb[], $4::text[], $5::smallint[], $6::timestamptz[], $7::smallint[],
+          $8::interval[], $9::timestamptz[], $10::text[], $11::boolean[], $12::jsonb[], $13::text[]) WITH ORDINALITY
+          AS r (run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout, expires_at,
+                idempotency_key, is_shadow, headers, concurrency_key, place)
+), inserted AS (
+    INSERT INTO {schema}.runs (run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout, expires_at,
+        idempotency_key, is_shadow, headers, concurrency_key)
+    SELECT run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout, expires_at,
+           idempotency_key, is_shadow, headers, concurrency_key
+      FROM given ORDER BY place
+    ON CONFLICT (project_id, kind, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING run_id
+)
+SELECT inserted.run_id FROM given LEFT JOIN inserted ON inserted.run_id = given.run_id ORDER BY given.place

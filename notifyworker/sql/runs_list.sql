@@ -1,0 +1,5 @@
+-- Newest first. $1 state, $2 kind, $3 project_id (null: any), $4 below this run_id (null: from the newest), $5 limit
+(SELECT * FROM {schema}.all_runs
+  WHERE ($1::text IS NULL OR state = $1) AND ($2::text IS NULL OR kind = $2) AND ($3::text IS NULL OR project_id = $3)
+    AND ($4::uuid IS NULL OR run_id < $4)
+  ORDER BY run_id DESC LIMIT $5)

@@ -1,0 +1,275 @@
+"""
+The only door to our tables: one function per file in sql/, of the same name.
+
+Every function takes what it is executed on, so that the caller owns connection and deadline. None of them repeats
+anything.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import asyncpg
+
+from notifyworker.database import Queryable
+from notifyworker.migrate import render
+from notifyworker.run import Desk, Outcome, Run
+
+Row: TypeAlias = asyncpg.Record
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a worker claims: parallel lists, one element a kind."""
+
+    kinds: list[str]
+    max_attempts: list[int]
+    timeouts_s: list[float | None]
+    project_ids: list[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim found. `due_in_s`: when the next run is due, if there is one and all that was ready was taken."""
+
+    runs: list[Run]
+    due_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """The producer's columns; None stands for the column's default."""
+
+    kind: str
+    payload: str = "{}"
+    project_id: str = "default"
+    priority: int = 0
+    run_at: datetime | None = None
+    max_attempts: int | None = None
+    timeout: Any = None
+    expires_at: datetime | None = None
+    idempotency_key: str | None = None
+    concurrency_key: str | None = None
+    is_shadow: bool = False
+    headers: str = "{}"
+    run_id: UUID | None = None
+
+
+class Store:
+    """The statements of one installation: of one schema's name."""
+
+    def __init__(self, schema: str) -> None:
+        folder = resources.files("notifyworker") / "sql"
+        self.schema = schema
+        # Read when a worker is made, so that a missing file fails at start and not at 3 a.m.
+        self._sql = {
+            file.name[:-4]: render(file.read_text(encoding="utf-8"), schema)
+            for file in folder.iterdir()
+            if file.name.endswith(".sql")
+        }
+
+    # The life of a run, in its order.
+
+    async def run_insert(self, on: Queryable, new: NewRun) -> tuple[UUID, bool]:
+        """Insert; or find the live run that holds the idempotency key (then the second value is True)."""
+        row = (
+            await on.fetch(
+                self._sql["run_insert"],
+                new.kind, new.payload, new.project_id, new.priority, new.run_at, new.max_attempts, new.timeout,
+                new.expires_at, new.idempotency_key, new.concurrency_key, new.is_shadow, new.headers, new.run_id,
+            )
+        )[0]  # fmt: skip
+        return row["run_id"], row["existing"]
+
+    async def runs_insert(self, on: Queryable, new: Sequence[NewRun]) -> list[UUID | None]:
+        """Insert many; None where a live run holds the idempotency key."""
+        columns = (
+            "run_id", "kind", "payload", "project_id", "priority", "run_at", "max_attempts", "timeout", "expires_at",
+            "idempotency_key", "is_shadow", "headers", "concurrency_key",
+        )  # fmt: skip
+        rows = await on.fetch(self._sql["runs_insert"], *([getattr(n, c) for n in new] for c in columns))
+        return [row["run_id"] for row in rows]
+
+    async def claim(
+        self, on: Queryable, served: Served, *, limit: int, lease_owner: str, lease_s: float, enforce_shadow: bool, desk: Desk
+    ) -> Claimed:
+        """pending -> running, for up to `limit` runs, each with a fresh lease."""
+        rows = await on.fetch(
+            self._sql["claim"],
+            served.kinds, served.max_attempts, served.timeouts_s, served.project_ids, limit, lease_owner, lease_s,
+            enforce_shadow,
+        )  # fmt: skip
+        runs = [
+            Run(
+                run_id=run_id, project_id=project_id, kind=kind, payload=payload, attempt=attempt,
+                max_attempts=max_attempts, priority=priority, is_shadow=is_shadow, headers=headers,
+                lease_token=lease_token, timeout_s=timeout_s, expired=expired, waited_s=waited_s, desk=desk,
+            )
+            for (
+                _due, run_id, project_id, kind, payload, attempt, max_attempts, priority, is_shadow, headers,
+                lease_token, timeout_s, expired, waited_s,
+            ) in rows
+            if run_id is not None
+        ]  # fmt: skip
+        return Claimed(runs, rows[0]["due_in_s"])
+
+    async def heartbeat(self, on: Queryable, lease_owner: str, lease_s: float, held: dict[UUID, int]) -> set[UUID]:
+        """Renew leases; return those that were renewed."""
+        rows = await on.fetch(self._sql["heartbeat"], lease_owner, lease_s, list(held), list(held.values()))
+        return {row["run_id"] for row in rows}
+
+    async def held(self, on: Queryable, lease_owner: str, held: dict[UUID, int]) -> set[UUID]:
+        """Which of these are still this worker's."""
+        rows = await on.fetch(self._sql["held"], lease_owner, list(held), list(held.values()))
+        return {row["run_id"] for row in rows}
+
+    async def progress(self, on: Queryable, run: Run, lease_owner: str, progress: str) -> bool:
+        """Write a running run's progress; False if it is no longer this worker's."""
+        rows = await on.fetch(self._sql["progress"], run.run_id, run.lease_token, lease_owner, progress)
+        return bool(rows)
+
+    async def settle(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> set[UUID]:
+        """running -> completed, failed or cancelled; return those that were settled."""
+        rows = await on.fetch(
+            self._sql["settle"],
+            lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes], [str(o.to) for o in outcomes],
+            [o.result for o in outcomes], [o.effects for o in outcomes], [o.error_code for o in outcomes],
+            [o.error for o in outcomes], [o.was_started for o in outcomes],
+        )  # fmt: skip
+        return {row["run_id"] for row in rows}
+
+    async def give_back(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> set[UUID]:
+        """running -> pending; return those that were given back."""
+        rows = await on.fetch(
+            self._sql["give_back"],
+            lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes],
+            [o.delay_s for o in outcomes], [o.counts for o in outcomes], [o.error for o in outcomes],
+        )  # fmt: skip
+        return {row["run_id"] for row in rows}
+
+    async def orphans(self, on: Queryable, lease_owner: str) -> list[Row]:
+        """All runs that this worker holds by the database's word."""
+        return await on.fetch(self._sql["orphans"], lease_owner)
+
+    async def settled(self, on: Queryable, lease_owner: str, held: dict[UUID, int]) -> set[UUID]:
+        """Which of these were settled under exactly these leases."""
+        rows = await on.fetch(self._sql["settled"], lease_owner, list(held), list(held.values()))
+        return {row["run_id"] for row in rows}
+
+    async def reap(self, on: Queryable, *, limit: int, reaper: str, presumed_dead: Sequence[str]) -> list[Row]:
+        """running -> pending or failed, for expired leases and for owners that are gone; return what was taken."""
+        return await on.fetch(self._sql["reap"], limit, reaper, list(presumed_dead), self.schema)
+
+    async def expire(self, on: Queryable, *, limit: int) -> int:
+        """pending -> cancelled, for runs that may no longer be started; return how many."""
+        return len(await on.fetch(self._sql["expire"], limit))
+
+    async def run_cancel(self, on: Queryable, run_id: UUID) -> str:
+        """pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
+        return str((await on.fetch(self._sql["run_cancel"], run_id))[0]["state"])
+
+    async def run_retry(self, on: Queryable, run_id: UUID) -> UUID:
+        """Settled -> pending. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
+        retried: UUID = (await on.fetch(self._sql["run_retry"], run_id))[0]["run_id"]
+        return retried
+
+    # Waking and leading.
+
+    async def ready(self, on: Queryable) -> list[UUID]:
+        """Return the heads of the lanes that have something ready."""
+        heads: list[UUID] = (await on.fetch(self._sql["ready"]))[0]["heads"]
+        return heads
+
+    async def notify(self, on: Queryable, message: str = "") -> None:
+        """Wake the fleet, unless the notification queue is half full."""
+        await on.fetch(self._sql["notify"], message)
+
+    async def absent(self, on: Queryable) -> Row:
+        """Look at the fleet's presence, the notification queue and whether this server takes writes."""
+        return (await on.fetch(self._sql["absent"], self.schema))[0]
+
+    async def absent_holders(self, on: Queryable, owners: Sequence[str]) -> dict[str, float]:
+        """Of these owners, who holds runs, and after how many seconds each may be presumed dead."""
+        rows = await on.fetch(self._sql["absent_holders"], list(owners))
+        return {row["lease_owner"]: row["presumed_dead_s"] for row in rows}
+
+    async def reaper_elected(self, on: Queryable, leader: str, mode: str) -> None:
+        """Write down who leads, and how."""
+        await on.fetch(self._sql["reaper_elected"], leader, mode)
+
+    async def reaper_pass(self, on: Queryable, leader: str, *, taken: int, failed: int, next_in_s: float) -> None:
+        """Write down a pass of the reaper."""
+        await on.fetch(self._sql["reaper_pass"], leader, taken, failed, next_in_s)
+
+    async def make_partitions(self, on: Queryable) -> int:
+        """Make the coming days' partitions; return how many. Raises LockNotAvailableError: try later."""
+        made: int = (await on.fetch(f'SELECT "{self.schema}".make_partitions() AS made'))[0]["made"]
+        return made
+
+    async def drop_expired_partitions(self, on: Queryable) -> int:
+        """Drop what is older than the retention; return how many. Raises LockNotAvailableError: try later."""
+        dropped: int = (await on.fetch(f'SELECT "{self.schema}".drop_expired_partitions() AS dropped'))[0]["dropped"]
+        return dropped
+
+    async def reaper_counts(self, on: Queryable, *, taken: int, failed: int) -> None:
+        """Add what a take-over between two passes took."""
+        await on.fetch(self._sql["reaper_counts"], taken, failed)
+
+    async def workers_forget(self, on: Queryable, absent: Sequence[str]) -> list[str]:
+        """Delete rows of workers that are long gone; return them."""
+        return [row["lease_owner"] for row in await on.fetch(self._sql["workers_forget"], list(absent))]
+
+    async def worker_present(self, on: Queryable, *columns: Any) -> None:
+        """Insert or renew this worker's row."""
+        await on.fetch(self._sql["worker_present"], *columns)
+
+    async def worker_gone(self, on: Queryable, lease_owner: str) -> None:
+        """Delete this worker's row."""
+        await on.fetch(self._sql["worker_gone"], lease_owner)
+
+    async def settings(self, on: Queryable) -> dict[str, float]:
+        """Return the settings that hold for the whole fleet."""
+        return {row["name"]: float(row["value"]) for row in await on.fetch(self._sql["settings"])}
+
+    # Observing.
+
+    async def run_get(self, on: Queryable, run_id: UUID) -> Row | None:
+        """One run, live or settled; None if there is none."""
+        rows = await on.fetch(self._sql["run_get"], run_id)
+        return rows[0] if rows else None
+
+    async def runs_list(
+        self,
+        on: Queryable,
+        *,
+        state: str | None = None,
+        kind: str | None = None,
+        project_id: str | None = None,
+        before: UUID | None = None,
+        limit: int = 50,
+    ) -> list[Row]:
+        """Runs, newest first."""
+        return await on.fetch(self._sql["runs_list"], state, kind, project_id, before, limit)
+
+    async def leases_list(self, on: Queryable, *, after: UUID | None = None, limit: int = 50) -> list[Row]:
+        """Who holds which run, until when."""
+        return await on.fetch(self._sql["leases_list"], after, limit)
+
+    async def workers_list(self, on: Queryable) -> list[Row]:
+        """List the fleet."""
+        return await on.fetch(self._sql["workers_list"], self.schema)
+
+    async def reaper_state(self, on: Queryable) -> Row:
+        """Return the leader and its passes."""
+        return (await on.fetch(self._sql["reaper_state"]))[0]
+
+    async def reaps_list(self, on: Queryable, *, limit: int = 50) -> list[Row]:
+        """Return the latest runs that were taken from workers."""
+        return await on.fetch(self._sql["reaps_list"], limit)
+
+    async def counts(self, on: Queryable, *, cap: int = 100_000) -> list[Row]:
+        """Live runs by state."""
+        return await on.fetch(self._sql["counts"], cap)

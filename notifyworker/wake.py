@@ -1,0 +1,107 @@
+"""
+From a NOTIFY to one Event, and never a silent end.
+
+LISTEN comes before the look: the event is set after every (re)connect, so that whatever was inserted while nobody
+listened is found. A half-open connection says nothing for ever, hence a ping with a deadline, which also asks whether
+this session is still listening. Nothing else is executed on this connection: one transaction left open on it would
+fill the server's notification queue.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import asyncpg
+
+from notifyworker.database import Connection, DatabaseError, brief, connect, hears_notifications
+from notifyworker.observe import Metrics, log
+from notifyworker.pause import Backoff, is_set_within
+
+PING_S = 10.0
+PING_DEADLINE_S = 5.0
+DEAF_RETRY_S = 60.0
+_WINDOW_S = 0.1
+
+
+class Listener:
+    """The supervised LISTEN connection of one worker."""
+
+    def __init__(self, dsn: str, schema: str, wake: asyncio.Event, metrics: Metrics) -> None:
+        self._dsn = dsn
+        self._schema = schema
+        self._wake = wake
+        self._metrics = metrics
+        self._connection: Connection | None = None
+        self._window = (0.0, 0)
+        #: Called with the payload of each message that is more than a wake-up: "cancel:<run_id>", "farewell", ...
+        self.on_message: Callable[[str], None] = lambda _message: None
+        #: Called when wake-ups came faster than this many a second.
+        self.on_burst: Callable[[], None] = lambda: None
+        self.burst_per_s = float("inf")
+        self.is_hearing = False
+        #: True behind a transaction pooler: LISTEN is accepted there, and nothing is ever heard.
+        self.is_deaf = False
+        self.silent_since = time.monotonic()
+
+    async def run(self) -> None:
+        """Listen until cancelled, through any number of reconnects."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._listen(backoff)
+            except DatabaseError as error:
+                self._metrics.reconnects.labels("listener").inc()
+                log.warning("listener_lost", error=brief(error))
+            finally:
+                self._not_hearing()
+            await asyncio.sleep(DEAF_RETRY_S if self.is_deaf else backoff.next_s())
+
+    async def _listen(self, backoff: Backoff) -> None:
+        self._connection = connection = await connect(self._dsn, schema=self._schema, purpose="listener")
+        ended = asyncio.Event()
+        connection.add_termination_listener(lambda _connection: ended.set())
+        await connection.add_listener(self._schema, self._heard)
+        self.is_deaf = not await hears_notifications(self._dsn, schema=self._schema, listener=connection)
+        if self.is_deaf:
+            return
+        backoff.reset()
+        self.is_hearing = True
+        self._metrics.listening.set(1)
+        self._metrics.wakes.labels("connected").inc()
+        self._wake.set()
+        while not await is_set_within(ended, PING_S):
+            listening = "SELECT 1 FROM pg_listening_channels() AS c WHERE c = $1"
+            if await connection.fetchval(listening, self._schema, timeout=PING_DEADLINE_S) is None:
+                break
+        message = "the connection was closed" if ended.is_set() else "the session no longer listens"
+        raise asyncpg.InterfaceError(message)
+
+    def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        if payload:
+            self.on_message(str(payload))
+            return
+        self._metrics.wakes.labels("notify").inc()
+        self._wake.set()
+        began, count = self._window
+        now = time.monotonic()
+        if now - began > _WINDOW_S:
+            self._window = (now, 1)
+            return
+        self._window = (began, count + 1)
+        if count + 1 > self.burst_per_s * _WINDOW_S:
+            self._window = (now, 0)
+            self.on_burst()
+
+    def _not_hearing(self) -> None:
+        if self.is_hearing:
+            self.silent_since = time.monotonic()
+        self.is_hearing = False
+        self._metrics.listening.set(0)
+        self.terminate()
+
+    def terminate(self) -> None:
+        """Drop the connection; before the task is cancelled, so that nothing waits for a dead server."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+

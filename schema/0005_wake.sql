@@ -1,0 +1,42 @@
+-- Wake a worker when a row is inserted, without making every commit of the whole server queue up for it.
+--
+-- A transaction that NOTIFYs holds a lock, global to the server, across its commit. So an insert notifies only when
+-- somebody needs to be woken. Three advisory locks decide (notifyworker/leader.py holds them):
+--   S  {leader_lock}  leadership
+--   C  {coalesced_lock}  held by a leader that looks at the table by itself, every few milliseconds
+--   M  {silent_lock}  marks the inserts that stayed silent: shared, until their transaction ends
+-- An insert stays silent only if it got M and could not get C. M comes first: while the leader is armed it holds M, so
+-- that a producer's open transaction holds neither. With no leader both are free, and every insert notifies: each
+-- failure falls on the side of waking. Locks are no part of a snapshot, so this holds at any isolation level.
+
+CREATE FUNCTION {schema}.wake() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- A full notification queue would fail the producer's COMMIT. Above one half the leader looks by itself.
+    IF pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify('{name}', '');
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- `SET LOCAL notifyworker.quiet = on` is for producers with two-phase commit: a transaction that has notified can't be
+-- prepared. Their runs are found by the fallback poll.
+CREATE TRIGGER wake AFTER INSERT ON {schema}.runs FOR EACH STATEMENT WHEN (
+    CASE WHEN current_setting('notifyworker.quiet', true) = 'on' THEN false
+         WHEN NOT pg_try_advisory_xact_lock_shared({lock_class}, {silent_lock}) THEN true
+         ELSE pg_try_advisory_xact_lock_shared({lock_class}, {coalesced_lock}) END)
+EXECUTE FUNCTION {schema}.wake();
+
+-- The same for rows that become ready in another way: a retry, a reap, a release. Tells whether it notified.
+CREATE FUNCTION {schema}.announce() RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF (CASE WHEN NOT pg_try_advisory_xact_lock_shared({lock_class}, {silent_lock}) THEN true
+             ELSE pg_try_advisory_xact_lock_shared({lock_class}, {coalesced_lock}) END)
+       AND pg_notification_queue_usage() < 0.5
+    THEN
+        PERFORM pg_notify('{name}', '');
+        RETURN true;
+    END IF;
+    RETURN false;
+END $$;

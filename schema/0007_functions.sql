@@ -1,0 +1,132 @@
+-- What can be asked for from any driver. SECURITY DEFINER, so that a role may do exactly this and nothing else.
+
+-- One more entry in `errors`, with the database's time: the last 50 are kept, and the first of them tells how many were
+-- cut.
+CREATE FUNCTION {schema}.with_error(errors jsonb, entry jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    cut integer;
+BEGIN
+    IF entry IS NULL THEN
+        RETURN errors;
+    END IF;
+    errors := errors || jsonb_build_array(entry || jsonb_build_object('at',
+        to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')));
+    IF jsonb_array_length(errors) <= 50 THEN
+        RETURN errors;
+    END IF;
+    cut := coalesce((errors #>> '{0,cut}')::integer, 0);
+    WHILE jsonb_array_length(errors) > 50 LOOP
+        errors := errors - 0;
+        cut := cut + 1;
+    END LOOP;
+    RETURN jsonb_set(errors, '{0,cut}', to_jsonb(cut));
+END $$;
+
+CREATE FUNCTION {schema}.enqueue(
+    kind text, payload jsonb DEFAULT '{}', project_id text DEFAULT 'default', priority integer DEFAULT 0,
+    run_at timestamptz DEFAULT now(), max_attempts integer DEFAULT NULL, timeout interval DEFAULT NULL,
+    expires_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, concurrency_key text DEFAULT NULL,
+    is_shadow boolean DEFAULT false, headers jsonb DEFAULT '{}', run_id uuid DEFAULT NULL
+) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    holder uuid;
+BEGIN
+    -- The key's holder may be settled between the INSERT and the look: then it is free, and the INSERT goes again.
+    LOOP
+        INSERT INTO {schema}.runs AS r (run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout,
+            expires_at, idempotency_key, concurrency_key, is_shadow, headers)
+        VALUES (coalesce(enqueue.run_id, {schema}.uuid7()), enqueue.kind, enqueue.payload, enqueue.project_id,
+            enqueue.priority::smallint, enqueue.run_at, enqueue.max_attempts::smallint, enqueue.timeout,
+            enqueue.expires_at, enqueue.idempotency_key, enqueue.concurrency_key, enqueue.is_shadow, enqueue.headers)
+        ON CONFLICT (project_id, kind, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+        RETURNING r.run_id INTO holder;
+        IF holder IS NULL THEN
+            SELECT r.run_id INTO holder FROM {schema}.runs AS r
+             WHERE r.project_id = enqueue.project_id AND r.kind = enqueue.kind
+               AND r.idempotency_key = enqueue.idempotency_key;
+        END IF;
+        EXIT WHEN holder IS NOT NULL;
+    END LOOP;
+    RETURN holder;
+END $$;
+
+-- pending or running -> cancelled, here and now. A running handler hears of it; its later outcome finds no row.
+CREATE FUNCTION {schema}.cancel(run_id uuid) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    was_running boolean;
+BEGIN
+    WITH gone AS (
+        DELETE FROM {schema}.runs AS r WHERE r.run_id = cancel.run_id RETURNING *
+    ), moved AS (
+        INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+            priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,
+            concurrency_key, payload, headers, errors, progress)
+        SELECT run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+            priority, max_attempts, attempt, is_shadow, 'cancelled', kind, project_id, shadow_by, idempotency_key,
+            concurrency_key, payload, headers, errors, progress
+          FROM gone
+    )
+    SELECT state = 'running' INTO was_running FROM gone;
+    IF was_running IS NULL THEN
+        IF EXISTS (SELECT FROM {schema}.run_history AS h WHERE h.run_id = cancel.run_id) THEN
+            RAISE EXCEPTION 'run % is settled already', cancel.run_id USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
+        RAISE EXCEPTION 'no run has the id %', cancel.run_id USING ERRCODE = 'no_data_found';
+    END IF;
+    IF was_running AND pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify('{name}', 'cancel:' || cancel.run_id::text);
+    END IF;
+    RETURN 'cancelled';
+END $$;
+
+-- A settled run goes back to pending under the same id. The lease token is carried along, so that no worker of an
+-- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands.
+CREATE FUNCTION {schema}.retry(run_id uuid) RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    old {schema}.run_history;
+BEGIN
+    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry.run_id) THEN
+        RAISE EXCEPTION 'run % is live', retry.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Only a settled run can be retried.';
+    END IF;
+    DELETE FROM {schema}.run_history AS h
+     WHERE h.run_id = retry.run_id
+       AND h.finished_at = (SELECT max(l.finished_at) FROM {schema}.run_history AS l WHERE l.run_id = retry.run_id)
+    RETURNING * INTO old;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'no run has the id %', retry.run_id USING ERRCODE = 'no_data_found';
+    END IF;
+    INSERT INTO {schema}.runs (run_id, project_id, kind, payload, priority, max_attempts, timeout, expires_at,
+        idempotency_key, concurrency_key, is_shadow, headers)
+    VALUES (old.run_id, old.project_id, old.kind, old.payload, old.priority, old.max_attempts, old.timeout,
+        CASE WHEN old.expires_at > now() THEN old.expires_at END, old.idempotency_key, old.concurrency_key,
+        old.is_shadow AND old.shadow_by IS DISTINCT FROM 'worker', old.headers);
+    UPDATE {schema}.runs AS r SET created_at = old.created_at, lease_token = old.lease_token, errors = old.errors
+     WHERE r.run_id = old.run_id;
+    RETURN old.run_id;
+EXCEPTION
+    WHEN unique_violation THEN
+        RAISE EXCEPTION 'run % can''t be retried while a live run holds its id or its idempotency key', retry.run_id
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+END $$;
+
+-- Deletes a settled run for good.
+CREATE FUNCTION {schema}.forget(run_id uuid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM {schema}.run_history AS h WHERE h.run_id = forget.run_id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = forget.run_id) THEN
+        RAISE EXCEPTION 'run % is live', forget.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Cancel it first.';
+    END IF;
+    RAISE EXCEPTION 'no run has the id %', forget.run_id USING ERRCODE = 'no_data_found';
+END $$;
