@@ -206,8 +206,6 @@ class Client:
                     self._pool = await asyncpg.create_pool(
                         min_size=1,
                         max_size=4,
-                        timeout=CONNECT_S,
-                        command_timeout=30,
                         connect=lambda *_a, **_k: connect(self._dsn, schema=schema, purpose="client"),
                         reset=_keep,
                     )
@@ -234,7 +232,8 @@ class _Conflicts:
     def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, _at: TracebackType | None) -> None:
         if isinstance(error, asyncpg.NoDataFoundError):
             raise RunNotFound(self.run_id) from error
-        if isinstance(error, asyncpg.ObjectNotInPrerequisiteStateError):
+        # 55000 itself: below it stands, among others, a lock that could not be had in time.
+        if isinstance(error, asyncpg.ObjectNotInPrerequisiteStateError) and error.sqlstate == "55000":
             raise RunConflict(str(error.args[0]), hint=error.hint) from error
 
 

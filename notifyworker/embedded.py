@@ -280,7 +280,7 @@ class _Member:
         for path in [path for path in (self.home, *self.home.parents) if not path.exists()][::-1]:
             path.mkdir(mode=0o700, exist_ok=True)
             path.chmod(0o700 if os.geteuid() else 0o711)  # let the server's account pass
-        if os.geteuid() == 0 and not any(self.home.iterdir()):  # such as a directory of mkdtemp
+        if not any(self.home.iterdir()) and os.geteuid() == 0:  # such as a directory of mkdtemp
             self.home.chmod(self.home.stat().st_mode | 0o011)
 
     def _own(self, path: Path) -> None:

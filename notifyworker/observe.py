@@ -23,7 +23,8 @@ def configure_logging(log_format: Literal["auto", "console", "json"], log_level:
     renderer: Any = (
         structlog.processors.JSONRenderer(serializer=_dumps)
         if as_json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # With rich at hand structlog's own choice prints the local variables of every frame: DSN, token, payloads.
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
     )
     structlog.configure(
         processors=[

@@ -19,6 +19,7 @@ import orjson
 
 _LONG_NUMBER = re.compile(r"\d{19}")  # may not fit into 64 bits: orjson would read it as a float
 _MAX_DEPTH = 200
+_MAX_PATH = 200  # characters told; uncut, one long key before a long array would be copied once an element
 _CUT = " … [cut]"
 
 
@@ -33,10 +34,17 @@ class Mismatch(ValueError):
 def decode(text: str) -> Any:
     """Parse what jsonb prints. Integers of any size are exact. Raises ValueError for what Python can't hold."""
     try:
-        return json.loads(text) if _LONG_NUMBER.search(text) else orjson.loads(text)
+        return json.loads(text, parse_float=_finite) if _LONG_NUMBER.search(text) else orjson.loads(text)
     except RecursionError as error:
         message = "nested too deeply"
         raise ValueError(message) from error
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        message = "a number is out of range"
+        raise ValueError(message)
+    return value
 
 
 def parse(text: str | bytes) -> Any:
@@ -118,7 +126,7 @@ def find_fault(value: Any) -> str | None:
         for step, key, child in _children(item):
             if isinstance(key, str) and (why := _unstorable(key)):
                 return f"a key of {path} contains {why}"
-            pending.append((path + step, child, depth + 1))
+            pending.append(((path + step)[:_MAX_PATH], child, depth + 1))
     return None
 
 

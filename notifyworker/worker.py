@@ -315,7 +315,7 @@ class Conductor:
         if attempt.task is None or attempt.task.done() or attempt in self._lingering:
             return
         frames = [f"{f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}" for f in attempt.task.get_stack()]
-        log.error("handler_ignores_cancellation", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why, stack=frames)
+        log.error("handler_ignores_cancellation", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why, at=frames)
         self._settle(attempt, outcome_of_end(attempt, self.lease_owner))
         self._running.pop(attempt.run.run_id, None)
         self._lingering.add(attempt)

@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import gc
 import os
 import re
 import secrets
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import tempfile
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +217,7 @@ def _run_container(image: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN4
         message = "the docker SDK is not installed"
         raise NoEngine(message) from error
     try:
-        docker.from_env(timeout=3).ping()
+        _ping(docker)
         client = docker.from_env(timeout=600)  # a pull is slower than a ping
         try:
             client.images.get(image)
@@ -225,6 +227,20 @@ def _run_container(image: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN4
         message = f"no Docker engine, or no {image} in it: {error}"
         raise NoEngine(message) from error
     return client.containers.run(image, **options)
+
+
+def _ping(docker: Any) -> None:  # noqa: ANN401 - the SDK has no types
+    """Raise if no engine answers. Without one the SDK leaves its socket to the garbage collector, which would warn later."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            docker.from_env(timeout=3).ping()
+        except (docker.errors.DockerException, OSError) as error:
+            message = str(error)
+        else:
+            return
+        gc.collect()
+    raise NoEngine(message)
 
 
 def _healthy(container: Any) -> bool:  # noqa: ANN401

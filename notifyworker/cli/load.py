@@ -28,11 +28,8 @@ _NOT_THE_USERS = (_PACKAGE, *(sysconfig.get_paths()[name] for name in ("stdlib",
 def load_worker(reference: str) -> Worker:
     """Import `MODULE:ATTR[.ATTR]`; the current directory comes first. Raises SettingsError."""
     if not _REFERENCE.fullmatch(reference):
-        hint = "for example app:worker, for `worker = Worker()` in app.py"
-        if reference.partition(":")[0].endswith(".py"):
-            hint = f"name the module without .py: {reference.partition(':')[0].removesuffix('.py').replace('/', '.')}:worker"
         message = f"{reference!r} is not of the form MODULE:ATTR"
-        raise SettingsError(message, hint=hint)
+        raise SettingsError(message, hint="for example app:worker, for `worker = Worker()` in app.py")
     name, _, path = reference.partition(":")
     found = _attribute(_module(name), path)
     worker = found if isinstance(found, Worker) else _made_by(found, reference)
@@ -50,11 +47,14 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         if _frames(error):
-            raise _failed(f"importing {name} failed", error) from None
+            raise _import_failed(name, error) from None
         message = f"there is no module {error.name or name}"
-        raise SettingsError(message, hint=f"looked in {here} and in the installed packages") from None
+        hint = f"looked in {here} and in the installed packages"
+        if name.endswith(".py"):
+            hint = f"name the module without .py: {name.removesuffix('.py')}"
+        raise SettingsError(message, hint=hint) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a module may raise anything
-        raise _failed(f"importing {name} failed", error) from None
+        raise _import_failed(name, error) from None
 
 
 def _attribute(module: ModuleType, path: str) -> Any:
@@ -86,7 +86,8 @@ def _made_by(factory: Any, reference: str) -> Any:
     try:
         made = factory()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
-        raise _failed(f"{reference}() failed", error) from None
+        message = f"{reference}() failed"
+        raise _failed(message, error) from None
     if inspect.iscoroutine(made):
         made.close()
     return made
@@ -102,13 +103,16 @@ def _described(value: Any) -> str:
     return f"a value of type {type(value).__qualname__}"
 
 
+def _import_failed(name: str, error: BaseException) -> SettingsError:
+    return _failed(f"importing {name} failed", error)
+
+
 def _failed(what: str, error: BaseException) -> SettingsError:
     """One line: what failed, where in the user's own code, and how."""
+    where = _where(error)
+    told = str(error) if isinstance(error, NotifyWorkerError) else f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename:
         where, told = f"{_short(error.filename)}:{error.lineno}", f"{type(error).__name__}: {error.msg}"
-    else:
-        where = _where(error)
-        told = str(error) if isinstance(error, NotifyWorkerError) else f"{type(error).__name__}: {error}"
     line = " ".join(told.split())
     return SettingsError(f"{what}{f' at {where}' if where else ''}: {line[:500]}")
 

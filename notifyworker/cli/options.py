@@ -38,7 +38,7 @@ class DatabaseOptions:
 
     def load(self) -> "Settings":
         """Gather all settings. Raises SettingsError."""
-        from notifyworker.settings import Settings  # noqa: PLC0415 - slow to import
+        from notifyworker.settings import Settings
 
         log_early("auto", "warning")
         return Settings.load(command_line=self.given())
@@ -61,9 +61,9 @@ class WorkerOptions(DatabaseOptions):
     stall_limit_s: Annotated[
         float | None, Parameter(help="Give up leases when the event loop stands still so long [default: none].", **_LEADING)
     ] = None
-    presumed_dead_s: Annotated[
-        float | None, Parameter(help="A worker absent for so long is dead [default: 10].", **_LEADING)
-    ] = None
+    presumed_dead_s: Annotated[float | None, Parameter(help="A worker absent for so long is dead [default: 10].", **_LEADING)] = (
+        None
+    )
     presence_ping_s: Annotated[float | None, Parameter(help="Ping of the heartbeat session [default: 3].", **_LEADING)] = None
     on_lapse: Annotated[
         Literal["exit", "log"] | None, Parameter(help="When no lease could be renewed in time [default: exit].")
@@ -77,15 +77,13 @@ class WorkerOptions(DatabaseOptions):
     idempotency_window_s: Annotated[
         float | None, Parameter(help="A key is refused for so long after its settle [default: 86400].", **_LEADING)
     ] = None
-    history_retention_days: Annotated[
-        int | None, Parameter(help="Settled runs are kept so long [default: 30].", **_LEADING)
-    ] = None
+    history_retention_days: Annotated[int | None, Parameter(help="Settled runs are kept so long [default: 30].", **_LEADING)] = (
+        None
+    )
     sidecar: Annotated[bool | None, Parameter(help="Serve HTTP [default: yes].", negative="--no-sidecar")] = None
     host: Annotated[str | None, Parameter(help="Where the sidecar listens [default: 127.0.0.1].")] = None
     port: Annotated[int | None, Parameter(help="Its port; 0 for a free one [default: 8080].", **_LEADING)] = None
-    token: Annotated[
-        str | None, Parameter(help="What its clients must show. Better given as NOTIFYWORKER_TOKEN.")
-    ] = None
+    token: Annotated[str | None, Parameter(help="What its clients must show. Better given as NOTIFYWORKER_TOKEN.")] = None
     log_format: Annotated[
         Literal["auto", "console", "json"] | None, Parameter(help="Auto: JSON unless on a terminal [default: auto].")
     ] = None
@@ -98,7 +96,7 @@ NO_WORKER_OPTIONS = WorkerOptions()
 
 def log_early(log_format: str | None = None, log_level: str | None = None) -> None:
     """Send what is logged before the settings are known to stderr, in the form that they most likely ask for."""
-    from notifyworker.observe import configure_logging  # noqa: PLC0415 - slow to import
+    from notifyworker.observe import configure_logging
 
     form = log_format or os.environ.get("NOTIFYWORKER_LOG_FORMAT")
     level = log_level or os.environ.get("NOTIFYWORKER_LOG_LEVEL")

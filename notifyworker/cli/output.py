@@ -23,6 +23,7 @@ class Column:
     heading: str
     key: str
     justify: Literal["left", "right"] = "left"
+    spare: int = 0  # left out where a terminal is too narrow for all: the highest first, 0 never
 
 
 def document(value: Any) -> None:
@@ -82,13 +83,11 @@ def cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    if isinstance(value, timedelta):
-        return age(value.total_seconds())
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return printable(",".join(value))
     if isinstance(value, dict | list):
         return printable(json.dumps(plain(value), ensure_ascii=False))
-    return printable(str(value))
+    return age(value.total_seconds()) if isinstance(value, timedelta) else printable(str(value))
 
 
 def printable(text: str) -> str:
@@ -121,17 +120,29 @@ def _text_table(columns: Sequence[Column], cells: list[list[str]], title: str | 
 
 
 def _rich_table(columns: Sequence[Column], cells: list[list[str]], title: str | None) -> None:
-    from rich import box  # noqa: PLC0415 - only on a terminal
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
+    console = Console(highlight=False)
     shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    for column in columns:
+    kept = _fitting(columns, cells, console.width)
+    for number in kept:
+        column = columns[number]
         shown.add_column(column.heading, justify=column.justify, overflow="fold", no_wrap=column.key == "run_id")
     for row in cells:
-        shown.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in row))
-    Console(highlight=False).print(shown)
+        shown.add_row(*(Text(row[number], style=_STYLES.get(row[number], "")) for number in kept))
+    console.print(shown)
+
+
+def _fitting(columns: Sequence[Column], cells: list[list[str]], width: int) -> list[int]:
+    """Choose columns that a terminal of this width has room for."""
+    widths = [max(len(row[n]) for row in [[c.heading for c in columns], *cells]) for n in range(len(columns))]
+    kept = list(range(len(columns)))
+    while sum(widths[n] + 3 for n in kept) > width and any(columns[n].spare for n in kept):
+        kept.remove(max(kept, key=lambda n: columns[n].spare))
+    return kept
 
 
 _STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "pending": "blue"}
@@ -148,6 +159,6 @@ def busy(what: str) -> AbstractContextManager[Any]:
     """Show on a terminal that something is being done."""
     if not sys.stderr.isatty():
         return nullcontext()
-    from rich.console import Console  # noqa: PLC0415 - only on a terminal
+    from rich.console import Console
 
     return Console(stderr=True).status(what)

@@ -19,18 +19,18 @@ _COLUMNS = Group("The run", sort_key=10)
 _LIST = (
     output.Column("run_id", "run_id"),
     output.Column("kind", "kind"),
-    output.Column("project", "project_id"),
+    output.Column("project", "project_id", spare=3),
     output.Column("state", "state"),
-    output.Column("attempt", "attempts", "right"),
-    output.Column("created", "created_at"),
-    output.Column("started", "started_at"),
-    output.Column("finished", "finished_at"),
+    output.Column("attempt", "attempts", "right", spare=2),
+    output.Column("created", "created_at", spare=1),
+    output.Column("started", "started_at", spare=5),
+    output.Column("finished", "finished_at", spare=4),
     output.Column("error", "error_code"),
 )
 RunId = Annotated[str, Parameter(name="ID", help="The run's id.")]
 
 
-async def enqueue(  # noqa: PLR0913 - the columns of a run
+async def enqueue(
     kind: Annotated[str, Parameter(name="KIND", help="Which handler.")],
     payload: Annotated[str, Parameter(name="JSON", help="The handler's input; - reads stdin.", **_HYPHEN)] = "{}",
     /,
@@ -49,12 +49,14 @@ async def enqueue(  # noqa: PLR0913 - the columns of a run
         str | None, Parameter(help="One live run a key; the id of the run that has it is printed.", group=_COLUMNS, **_HYPHEN)
     ] = None,
     shadow: Annotated[bool, Parameter(help="Execute without effects.", negative="", group=_COLUMNS)] = False,
-    headers: Annotated[str | None, Parameter(help="A JSON object: trace context and your own.", group=_COLUMNS, **_HYPHEN)] = None,
+    headers: Annotated[
+        str | None, Parameter(help="A JSON object: trace context and your own.", group=_COLUMNS, **_HYPHEN)
+    ] = None,
     json: Json = False,
     database: DatabaseOptions = NO_DATABASE_OPTIONS,
 ) -> None:
     """Insert one run and print its id."""
-    from notifyworker.client import new_run  # noqa: PLC0415 - slow to import
+    from notifyworker.client import new_run
 
     new = new_run(
         kind,
@@ -81,16 +83,16 @@ async def runs_list(
     state: Annotated[Literal["pending", "running", "completed", "failed", "cancelled"] | None, Parameter()] = None,
     kind: str | None = None,
     project_id: str | None = None,
-    limit: Annotated[int, Parameter(help="1 to 500.", **_HYPHEN)] = 50,
+    limit: Annotated[int, Parameter(help="1 to 500 [default: 50].", **_HYPHEN)] = 50,
     json: Json = False,
     database: DatabaseOptions = NO_DATABASE_OPTIONS,
 ) -> None:
     """List runs, newest first."""
-    from notifyworker.cli.database import opened  # noqa: PLC0415 - slow to import
-    from notifyworker.client import as_dict  # noqa: PLC0415
+    from notifyworker.cli.database import opened
+    from notifyworker.client import as_dict
 
     if not 1 <= limit <= 500:  # noqa: PLR2004 - as over HTTP
-        raise InvalidRun("limit", f"must be between 1 and 500, not {limit}")
+        raise InvalidRun(field="limit", message=f"must be between 1 and 500, not {limit}")
     async with opened(database) as db:
         rows = await db.store.runs_list(db.connection, state=state, kind=kind, project_id=project_id, limit=limit)
     runs = [as_dict(row) for row in rows]
@@ -102,8 +104,8 @@ async def runs_list(
 
 async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
     """Show one run, with its errors and progress."""
-    from notifyworker.cli.database import opened  # noqa: PLC0415 - slow to import
-    from notifyworker.client import as_dict  # noqa: PLC0415
+    from notifyworker.cli.database import opened
+    from notifyworker.client import as_dict
 
     wanted = _uuid(run_id)
     async with opened(database) as db:
@@ -126,7 +128,7 @@ async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOption
 
 async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
     """Settle a pending or running run as cancelled."""
-    from notifyworker.cli.database import opened  # noqa: PLC0415 - slow to import
+    from notifyworker.cli.database import opened
 
     wanted = _uuid(run_id)
     async with opened(database) as db:
@@ -136,7 +138,7 @@ async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOpti
 
 async def retry(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
     """Put a settled run back to pending."""
-    from notifyworker.cli.database import opened  # noqa: PLC0415 - slow to import
+    from notifyworker.cli.database import opened
 
     wanted = _uuid(run_id)
     async with opened(database) as db:
@@ -145,10 +147,10 @@ async def retry(run_id: RunId, /, *, json: Json = False, database: DatabaseOptio
 
 
 async def _insert(new: Any, database: DatabaseOptions) -> tuple[UUID, bool]:
-    import asyncpg  # noqa: PLC0415 - slow to import
+    import asyncpg
 
-    from notifyworker.cli.database import opened  # noqa: PLC0415
-    from notifyworker.client import refused  # noqa: PLC0415
+    from notifyworker.cli.database import opened
+    from notifyworker.client import refused
 
     async with opened(database, check=False) as db:
         try:
@@ -160,7 +162,7 @@ async def _insert(new: Any, database: DatabaseOptions) -> tuple[UUID, bool]:
 
 
 async def _steered(db: "Database", run_id: UUID, verb: Literal["cancel", "retry"]) -> str:
-    import asyncpg  # noqa: PLC0415 - slow to import
+    import asyncpg
 
     call = db.store.run_cancel if verb == "cancel" else db.store.run_retry
     try:
@@ -183,7 +185,7 @@ def _attempts(run: Mapping[str, Any]) -> str:
 
 
 def _json(name: str, text: str | bytes) -> Any:
-    from notifyworker import payload as payloads  # noqa: PLC0415 - slow to import
+    from notifyworker import payload as payloads
 
     try:
         return payloads.parse(text)
@@ -195,4 +197,4 @@ def _uuid(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise InvalidRun("run_id", f"must be a UUID, not {text!r:.100}") from None
+        raise InvalidRun(field="run_id", message=f"must be a UUID, not {text!r:.100}") from None

@@ -28,9 +28,9 @@ async def migrate(
     if remove:
         await _remove(database, yes=yes, json=json)
         return
-    from notifyworker import migrate as migrations  # noqa: PLC0415 - slow to import
-    from notifyworker.cli.database import admin_dsn  # noqa: PLC0415
-    from notifyworker.database import describe  # noqa: PLC0415
+    from notifyworker import migrate as migrations
+    from notifyworker.cli.database import admin_dsn
+    from notifyworker.database import describe
 
     settings = database.load()
     dsn, schema = admin_dsn(settings), settings.schema_name
@@ -48,7 +48,7 @@ async def migrate(
 
 def schema(*, schema: Annotated[str | None, Parameter(help="Its name [default: notifyworker].")] = None) -> None:
     """Print the SQL of the whole schema, for those who run their own migrations."""
-    from notifyworker.migrate import script  # noqa: PLC0415 - slow to import
+    from notifyworker.migrate import script
 
     settings = DatabaseOptions(schema=schema).load()
     output.line(script(settings.schema_name))
@@ -63,8 +63,8 @@ async def config_set(
     database: DatabaseOptions = NO_DATABASE_OPTIONS,
 ) -> None:
     """Change a setting for the whole fleet. Workers that run read it when they start."""
-    from notifyworker.cli.database import opened  # noqa: PLC0415 - slow to import
-    from notifyworker.settings import Settings  # noqa: PLC0415
+    from notifyworker.cli.database import opened
+    from notifyworker.settings import Settings
 
     if name not in _FLEET:
         message = f"{name} is no setting of the whole fleet"
@@ -79,7 +79,7 @@ async def config_set(
 
 
 async def _write_setting(db: "Database", name: str, value: float) -> None:
-    import asyncpg  # noqa: PLC0415 - slow to import
+    import asyncpg
 
     update = f'UPDATE "{db.schema}".settings SET value = to_jsonb($2::numeric), changed_at = now() WHERE name = $1'  # noqa: S608 - validated
     try:
@@ -93,9 +93,9 @@ async def _write_setting(db: "Database", name: str, value: float) -> None:
 
 async def prune(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
     """Drop the days of settled runs that are older than history_retention_days. The leader does so by itself."""
-    import asyncpg  # noqa: PLC0415 - slow to import
+    import asyncpg
 
-    from notifyworker.cli.database import opened  # noqa: PLC0415
+    from notifyworker.cli.database import opened
 
     async with opened(database) as db:
         try:
@@ -111,9 +111,9 @@ async def prune(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_O
 
 
 async def _remove(database: DatabaseOptions, *, yes: bool, json: bool) -> None:
-    from notifyworker.cli.database import opened  # noqa: PLC0415 - slow to import
-    from notifyworker.database import describe  # noqa: PLC0415
-    from notifyworker.migrate import remove  # noqa: PLC0415
+    from notifyworker.cli.database import opened
+    from notifyworker.database import describe
+    from notifyworker.migrate import remove
 
     async with opened(database, check=False, admin=True) as db:
         lost = await _lost(db)
@@ -130,7 +130,7 @@ async def _remove(database: DatabaseOptions, *, yes: bool, json: bool) -> None:
 
 async def _lost(db: "Database") -> dict[str, Any]:
     """Count what goes. Raises NotifyWorkerError where a schema of that name is not, or not only, ours."""
-    from notifyworker.migrate import applied_version, migrations  # noqa: PLC0415 - slow to import
+    from notifyworker.migrate import applied_version, migrations
 
     if not await applied_version(db.connection, db.schema):
         message = f"there is no installation in the schema {db.schema}: nothing was removed"
@@ -146,7 +146,7 @@ async def _lost(db: "Database") -> dict[str, Any]:
 
 
 async def _settled(db: "Database") -> str | int:
-    import asyncpg  # noqa: PLC0415 - slow to import
+    import asyncpg
 
     try:
         async with db.connection.transaction():

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 _CAP = 100_000  # live runs that are counted: a look must stay cheap
 _WORKERS = (
     output.Column("worker", "lease_owner"),
-    output.Column("host", "host"),
-    output.Column("pid", "pid", "right"),
-    output.Column("version", "version"),
+    output.Column("host", "host", spare=3),
+    output.Column("pid", "pid", "right", spare=2),
+    output.Column("version", "version", spare=4),
     output.Column("state", "shown_state"),
     output.Column("slots", "slots", "right"),
     output.Column("heartbeat", "heartbeat_age", "right"),
-    output.Column("kinds", "kinds"),
+    output.Column("kinds", "kinds", spare=1),
 )
 
 
 async def status(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
     """Show the leader, the workers, the live runs and the reaper."""
-    from notifyworker.cli.database import opened  # noqa: PLC0415 - slow to import
+    from notifyworker.cli.database import opened
 
     async with opened(database) as db:
         seen = await _look(db)
@@ -35,8 +35,8 @@ async def status(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_
 
 
 async def _look(db: "Database") -> dict[str, Any]:
-    from notifyworker.database import describe  # noqa: PLC0415 - slow to import
-    from notifyworker.migrate import applied_version  # noqa: PLC0415
+    from notifyworker.database import describe
+    from notifyworker.migrate import applied_version
 
     now: datetime = await db.connection.fetchval("SELECT now()")
     workers = [dict(row) for row in await db.store.workers_list(db.connection)]

@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import Parameter
 
-from notifyworker.cli import output
+from notifyworker.cli import output, told
 from notifyworker.cli.options import NO_WORKER_OPTIONS, WorkerOptions, log_early
+from notifyworker.errors import NotifyWorkerError
 
 if TYPE_CHECKING:
     from notifyworker import Worker
@@ -27,7 +29,7 @@ def worker(reference: Reference, /, *, settings: WorkerOptions = NO_WORKER_OPTIO
     It then lets its runs finish and gives back those that do not in time. A second signal ends it at once.
     """
     found = _configured(reference, settings)
-    return _executed(found.run())
+    return _executed(found, found.run())
 
 
 def dev(
@@ -42,13 +44,14 @@ def dev(
 
     Takes the database that --dsn or the environment names, else an embedded PostgreSQL, and migrates it.
     """
-    return _executed(_dev(_configured(reference, settings), settings, data_dir))
+    found = _configured(reference, settings)
+    return _executed(found, _dev(found, settings, data_dir))
 
 
 def _configured(reference: str, options: WorkerOptions) -> "Worker":
     log_early(options.log_format, options.log_level)
-    from notifyworker.cli.load import load_worker  # noqa: PLC0415 - slow to import
-    from notifyworker.observe import configure_logging  # noqa: PLC0415
+    from notifyworker.cli.load import load_worker
+    from notifyworker.observe import configure_logging
 
     found = load_worker(reference)
     found.configure(options.given())
@@ -57,11 +60,11 @@ def _configured(reference: str, options: WorkerOptions) -> "Worker":
 
 
 async def _dev(found: "Worker", options: WorkerOptions, data_dir: Path | None) -> "Ending":
-    from notifyworker.cli.database import admin_dsn  # noqa: PLC0415 - slow to import
-    from notifyworker.database import describe  # noqa: PLC0415
-    from notifyworker.embedded import default_directory, embedded_postgres  # noqa: PLC0415
-    from notifyworker.migrate import migrate  # noqa: PLC0415
-    from notifyworker.settings import database_url  # noqa: PLC0415
+    from notifyworker.cli.database import admin_dsn
+    from notifyworker.database import describe
+    from notifyworker.embedded import default_directory, embedded_postgres
+    from notifyworker.migrate import migrate
+    from notifyworker.settings import database_url
 
     async with contextlib.AsyncExitStack() as stack:
         dsn = database_url(found.settings.dsn)
@@ -77,24 +80,34 @@ async def _dev(found: "Worker", options: WorkerOptions, data_dir: Path | None) -
         return await found.run()
 
 
-def _executed(work: "Coroutine[Any, Any, Ending]") -> int:
+def _executed(found: "Worker", work: "Coroutine[Any, Any, Ending]") -> int:
     """Execute on uvloop where it is installed, and return the exit code."""
 
     async def ended() -> int:
-        ending = await work
-        if ending.how != "drained":  # a thread that still executes a handler would be waited for
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(ending.exit_code)
+        try:
+            ending = await work
+        except NotifyWorkerError as error:
+            if found.lingering:
+                _leave(told(error))
+            raise
+        if found.lingering or ending.how == "forced":
+            _leave(ending.exit_code)
         return ending.exit_code
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(ended())
 
 
+def _leave(code: int) -> NoReturn:
+    """Exit at once: a handler that ignores its cancellation, in a thread or a task, would be waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
-        import uvloop  # noqa: PLC0415 - an extra
+        uvloop: Any = importlib.import_module("uvloop")
     except ImportError:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop

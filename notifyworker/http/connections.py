@@ -1,0 +1,67 @@
+"""
+What stands before the routes: how many connections there may be, and what is no HTTP.
+
+A connection that sends nothing, or half a head, is closed by aiohttp's keep-alive timer. The sidecar is for loopback or
+a trusted network all the same: it is not hardened against the internet.
+"""
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from notifyworker.http.answer import add_headers
+from notifyworker.http.problem import Problem
+from notifyworker.observe import log
+
+MAX_CONNECTIONS = 200
+KEEPALIVE_S = 15.0
+_LINGERING_S = 2.0  # for the rest of a body that was refused, so that the client reads why
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's, with an answer of ours to what it can't parse."""
+
+    __slots__ = ()
+
+    def log_exception(self, *_args: Any, **details: Any) -> None:
+        """Log what aiohttp could not make sense of, unless it is a body that nobody could."""
+        error = details.get("exc_info")
+        if not isinstance(error, web.RequestPayloadError):
+            log.error("sidecar_error", exc_info=error)
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer what never reached a route. aiohttp's own text would repeat what was sent, or show a traceback."""
+        if request.writer.output_size > 0:
+            broken = "the answer is half sent"
+            raise ConnectionError(broken)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("sidecar_error", status=status, message=message, exc_info=exc)
+        detail = "this is not a request that HTTP/1.1 knows" if status == HTTPStatus.BAD_REQUEST else None
+        response = Problem(status, HTTPStatus(status).phrase, detail, closes=True).answer()
+        add_headers(response)
+        return response
+
+
+class _Refused(asyncio.Protocol):
+    """One connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def protocols(server: web.Server) -> Callable[[], asyncio.Protocol]:
+    """Return what asyncio makes a protocol by, for each connection to this server."""
+    loop = asyncio.get_running_loop()
+
+    def make() -> asyncio.Protocol:
+        if len(server.connections) >= MAX_CONNECTIONS:
+            return _Refused()
+        options: dict[str, Any] = {"keepalive_timeout": KEEPALIVE_S, "lingering_time": _LINGERING_S, "access_log": None}
+        return _Connection(server, loop=loop, **options)
+
+    return make

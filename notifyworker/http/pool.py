@@ -1,0 +1,78 @@
+"""
+The sidecar's own two connections: whatever operators ask for, the worker's are never used up by it.
+
+Opened when they are first needed, so that probes are answered while the database is away.
+"""
+
+from typing import Any
+
+import asyncpg
+
+from notifyworker.database import Connection, connect, is_refusal
+
+CONNECTIONS = 2
+ACQUIRE_S = 5.0
+STATEMENT_S = 5.0
+_ANSWER_S = STATEMENT_S + 1  # a server that is alive has given up by then
+
+# Lists have filters that may be null, so that each set of them deserves its own plan. Behind a transaction pooler a
+# setting would stay on a connection that others use: it invents the process id that the client knows, and so it is told.
+_SETTINGS = """
+SELECT set_config(name, value, false)
+  FROM (VALUES ('statement_timeout', $2), ('plan_cache_mode', 'force_custom_plan')) AS s (name, value)
+ WHERE pg_backend_pid() = $1
+"""
+
+
+class Pool:
+    """A Queryable, for many requests at once. `open` it, and `close` it."""
+
+    def __init__(self, dsn: str, schema: str) -> None:
+        self._dsn = dsn
+        self._schema = schema
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> None:
+        """Make ready; connects to nothing."""
+        self._pool = await asyncpg.create_pool(
+            min_size=0, max_size=CONNECTIONS, max_inactive_connection_lifetime=60, connect=self._connect, reset=_keep
+        )
+
+    def close(self) -> None:
+        """End all connections, whatever they are doing."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool = None
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[asyncpg.Record]:  # noqa: ASYNC109 - asyncpg's own signature
+        """Execute and return all rows. Raises DatabaseError, within a dozen seconds."""
+        if self._pool is None:
+            message = "the sidecar is stopped"
+            raise asyncpg.InterfaceError(message)
+        pool = self._pool
+        try:
+            connection = await pool.acquire(timeout=ACQUIRE_S)
+        except TimeoutError as error:
+            message = "no connection within the deadline"
+            raise asyncpg.InterfaceError(message) from error
+        try:
+            return await connection.fetch(query, *args, timeout=timeout or _ANSWER_S)
+        except BaseException as error:
+            if not is_refusal(error):  # timed out, cut or cancelled: never to be used again
+                connection.terminate()
+            raise
+        finally:
+            await pool.release(connection)
+
+    async def _connect(self, *_args: Any, **_options: Any) -> Connection:
+        connection = await connect(self._dsn, schema=self._schema, purpose="sidecar")
+        try:
+            await connection.fetch(_SETTINGS, connection.get_server_pid(), f"{STATEMENT_S:g}s", timeout=ACQUIRE_S)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+
+async def _keep(_connection: Any) -> None:
+    """Nothing of ours changes a session, so that a pool has nothing to reset at each release."""

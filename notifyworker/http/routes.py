@@ -1,0 +1,215 @@
+"""The routes, in the order of the README's table. Each handler checks, asks the store once, and answers."""
+
+import asyncio
+from typing import Any
+from urllib.parse import parse_qs
+
+import asyncpg
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from notifyworker.client import _Conflicts, new_run, refused
+from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
+from notifyworker.http.answer import dumps, json_answer, shown
+from notifyworker.http.auth import Guard
+from notifyworker.http.body import SMALL_BYTES, read_object
+from notifyworker.http.events import Events
+from notifyworker.http.observed import Observed
+from notifyworker.http.overview import overview
+from notifyworker.http.pool import Pool
+from notifyworker.http.problem import Problem
+from notifyworker.http.query import Query, page, run_id_of
+from notifyworker.store import NewRun, Row
+
+_NOTHING = frozenset[str]()
+_PAGE = frozenset({"limit", "cursor"})
+_FILTERS = frozenset({"state", "kind", "project_id"}) | _PAGE
+_PRODUCERS = frozenset(NewRun.__dataclass_fields__)
+_SYSTEMS = frozenset(
+    {
+        "state", "attempt", "lease_owner", "lease_token", "lease_expires_at", "created_at", "started_at", "finished_at",
+        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by",
+    }
+)  # fmt: skip
+
+
+class Routes:
+    """What the sidecar answers, of one worker."""
+
+    def __init__(self, worker: Observed, pool: Pool, events: Events, guard: Guard) -> None:
+        self._worker = worker
+        self._store = worker.store
+        self._pool = pool
+        self._events = events
+        self._guard = guard
+
+    def table(self) -> list[web.RouteDef]:
+        """All routes. A GET answers HEAD as well."""
+        return [
+            web.get("/", self.home),
+            web.get("/healthz", self.healthz),
+            web.get("/readyz", self.readyz),
+            web.get("/livez", self.livez),
+            web.get("/runs", self.runs),
+            web.post("/runs", self.insert),
+            web.get("/runs/{run_id}", self.run),
+            web.post("/runs/{run_id}/cancel", self.cancel),
+            web.post("/runs/{run_id}/retry", self.retry),
+            web.get("/leases", self.leases),
+            web.get("/reaper", self.reaper),
+            web.get("/workers", self.workers),
+            web.get("/metrics", self.metrics),
+            web.get("/events", self._events.serve),
+            web.post("/login", self.login),
+        ]
+
+    # From memory, whatever the database does.
+
+    async def healthz(self, _request: web.Request) -> web.Response:
+        """Say whether the worker does its job, and why not."""
+        reasons = self._worker.health()
+        return json_answer({"status": "failing" if reasons else "ok", "reasons": reasons}, status=503 if reasons else 200)
+
+    async def readyz(self, _request: web.Request) -> web.Response:
+        """Say whether the worker claims."""
+        is_ready = self._worker.is_ready()
+        return json_answer({"status": "ready" if is_ready else "not ready"}, status=200 if is_ready else 503)
+
+    async def livez(self, _request: web.Request) -> web.Response:
+        """Answer, which proves that the event loop turns."""
+        return json_answer({"status": "ok"})
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """Return the metrics of this worker alone, as Prometheus' text."""
+        body = generate_latest(self._worker.metrics.registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def login(self, request: web.Request) -> web.Response:
+        """Exchange the token, in a form or as JSON, for a session cookie."""
+        if request.content_type == "application/x-www-form-urlencoded":
+            given: Any = parse_qs((await request.read()).decode("utf-8", "replace")).get("token", [None])[0]
+            response = web.Response(status=303, headers={"Location": "/"})
+        else:
+            given = (await read_object(request)).get("token")
+            response = json_answer({"status": "ok"})
+        if not isinstance(given, str):
+            raise Problem.of("token", "is required, as text")
+        self._guard.log_in(given, response, secure=request.secure)
+        return response
+
+    # Runs.
+
+    async def runs(self, request: web.Request) -> web.Response:
+        """List runs, newest first."""
+        query = Query(request, _FILTERS)
+        state, kind, project_id = query.state(), query.name("kind"), query.name("project_id")
+
+        async def read(before: Any, limit: int) -> list[Row]:
+            return await self._store.runs_list(
+                self._pool, state=state, kind=kind, project_id=project_id, before=before, limit=limit
+            )
+
+        rows, next_cursor = await page(read, limit=query.limit(), start=query.cursor())
+        return await _rows_answer("runs", rows, next_cursor=next_cursor)
+
+    async def run(self, request: web.Request) -> web.Response:
+        """Show one run, live or settled."""
+        run_id = run_id_of(request)
+        Query(request, _NOTHING)
+        row = await self._store.run_get(self._pool, run_id)
+        if row is None:
+            raise RunNotFound(run_id)
+        return json_answer(shown(row))
+
+    async def insert(self, request: web.Request) -> web.Response:
+        """Insert one run, or name the live one that holds the idempotency key."""
+        Query(request, _NOTHING)
+        given = await read_object(request)
+        _check_columns(given)
+        is_small = len(await request.read()) <= SMALL_BYTES
+        new = new_run(**given) if is_small else await asyncio.to_thread(new_run, **given)
+        run_id, is_existing = await self._inserted(new)
+        if is_existing:
+            return json_answer({"run_id": run_id, "existing": True})
+        return json_answer({"run_id": run_id}, status=201, headers={"Location": f"/runs/{run_id}"})
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Settle a pending or running run as cancelled."""
+        run_id = run_id_of(request)
+        Query(request, _NOTHING)
+        with _Conflicts(run_id):
+            state = await self._store.run_cancel(self._pool, run_id)
+        return json_answer({"run_id": run_id, "state": state})
+
+    async def retry(self, request: web.Request) -> web.Response:
+        """Put a settled run back to pending."""
+        run_id = run_id_of(request)
+        Query(request, _NOTHING)
+        with _Conflicts(run_id):
+            await self._store.run_retry(self._pool, run_id)
+        return json_answer({"run_id": run_id, "state": "pending"})
+
+    # The fleet.
+
+    async def leases(self, request: web.Request) -> web.Response:
+        """List who holds what, until when."""
+        query = Query(request, _PAGE)
+
+        async def read(after: Any, limit: int) -> list[Row]:
+            return await self._store.leases_list(self._pool, after=after, limit=limit)
+
+        rows, next_cursor = await page(read, limit=query.limit(), start=query.cursor())
+        return await _rows_answer("leases", rows, next_cursor=next_cursor)
+
+    async def reaper(self, request: web.Request) -> web.Response:
+        """Show the leader, its passes, and what they took from whom."""
+        Query(request, _NOTHING)
+        state = await self._store.reaper_state(self._pool)
+        recent = await self._store.reaps_list(self._pool)
+        return json_answer({**state, "interval_s": self._worker.reaper_interval_s, "recent": [shown(row) for row in recent]})
+
+    async def workers(self, request: web.Request) -> web.Response:
+        """List the fleet."""
+        Query(request, _NOTHING)
+        return json_answer({"workers": [shown(row) for row in await self._store.workers_list(self._pool)]})
+
+    async def home(self, request: web.Request) -> web.Response:
+        """Show the page for people; the same as JSON to whoever asks for it."""
+        return await overview(request, self._worker, self._pool)
+
+    async def _inserted(self, new: NewRun) -> tuple[Any, bool]:
+        """Insert; what the database refuses is told without its own words, unless they are ours."""
+        try:
+            return await self._store.run_insert(self._pool, new)
+        except asyncpg.UniqueViolationError as error:
+            message = f"a live run has the id {new.run_id}"
+            raise RunConflict(message) from error
+        except (
+            asyncpg.IntegrityConstraintViolationError,
+            asyncpg.DataError,
+            asyncpg.ProgramLimitExceededError,
+            asyncpg.FeatureNotSupportedError,
+        ) as error:
+            told = refused(error)
+            if error.column_name:  # raised by our own trigger
+                raise told from error
+            raise InvalidRun(told.field, "the database refuses this value", too_large=told.too_large) from error
+
+
+def _check_columns(given: dict[str, Any]) -> None:
+    for name in given:
+        if name in _SYSTEMS:
+            raise InvalidRun(name, "is set by the system", hint="leave it out")
+        if name not in _PRODUCERS:
+            raise InvalidRun(name, "there is no such column", hint=f"there are: {', '.join(sorted(_PRODUCERS))}")
+    if "kind" not in given:
+        raise InvalidRun("kind", "is required")
+
+
+async def _rows_answer(name: str, rows: list[Row], **more: Any) -> web.Response:
+    """Encode in a thread: a full page may take tens of milliseconds, in which the worker would not turn."""
+
+    def encode() -> bytes:
+        return dumps({name: [shown(row) for row in rows], **more})
+
+    return web.Response(body=await asyncio.to_thread(encode), content_type="application/json")

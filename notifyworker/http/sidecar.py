@@ -1,0 +1,100 @@
+"""The HTTP sidecar of one worker: what of it starts and ends, and in which order."""
+
+import asyncio
+import errno
+
+from aiohttp import web
+
+from notifyworker.errors import StartError
+from notifyworker.http.answer import secure
+from notifyworker.http.auth import Guard, check_listening
+from notifyworker.http.body import bodies
+from notifyworker.http.connections import protocols
+from notifyworker.http.events import Events
+from notifyworker.http.observed import Observed
+from notifyworker.http.pool import Pool
+from notifyworker.http.problem import problems
+from notifyworker.http.routes import Routes
+from notifyworker.observe import log
+
+_SHUTDOWN_S = 2.0  # for requests that are being answered
+_ROOM_BYTES = 65_536  # for what stands around the payload in the body of POST /runs
+
+
+class Sidecar:
+    """Serves one worker over HTTP. It never touches the worker's connections, and needs no database to start."""
+
+    def __init__(self, worker: Observed) -> None:
+        self._worker = worker
+        self._settings = worker.settings
+        self._token = self._settings.token.get_secret_value() if self._settings.token else None
+        self._pool = Pool(worker.dsn, self._settings.schema_name)
+        self._events = Events()
+        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._port = self._settings.port
+        self._stopping = asyncio.Lock()
+
+    @property
+    def url(self) -> str:
+        """Where it listens; with the port that it got, once started."""
+        host = self._settings.host.strip("[]")
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - told, not bound
+        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
+
+    def publish(self, event: dict[str, object]) -> None:
+        """Tell all listeners of /events. On the event loop only."""
+        self._events.publish(event)
+
+    async def start(self) -> None:
+        """Listen. Raises SettingsError where anybody could come in, StartError if the port can't be had."""
+        check_listening(self._settings.host, self._token)
+        try:
+            await self._pool.open()
+            self._runner = web.AppRunner(self._application(), shutdown_timeout=_SHUTDOWN_S, handler_cancellation=True)
+            await self._runner.setup()
+            await self._listen(self._runner)
+        except BaseException:
+            await self.stop()
+            raise
+        self._worker.publish_to(self.publish)
+        log.info("sidecar_listening", url=self.url)
+
+    async def stop(self) -> None:
+        """Listen no more, end streams at once and other requests soon. Safe to call twice, or without a start."""
+        async with self._stopping:
+            self._worker.publish_to(None)
+            if self._server is not None:
+                self._server.close()
+                self._server = None
+            self._events.close()
+            if self._runner is not None:
+                await self._runner.cleanup()
+                self._runner = None
+            self._pool.close()
+
+    def _application(self) -> web.Application:
+        guard = Guard(self._token, self._settings.host)
+        application = web.Application(
+            middlewares=[problems, guard.middleware, bodies],
+            client_max_size=self._settings.max_payload_bytes + _ROOM_BYTES,
+        )
+        application.on_response_prepare.append(secure)
+        application.add_routes(Routes(self._worker, self._pool, self._events, guard).table())
+        return application
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        host, port = self._settings.host.strip("[]"), self._settings.port
+        assert runner.server is not None
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(protocols(runner.server), host or None, port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                message = f"port {port} on {host} is in use"
+                hint = "another worker on this host? give --port 0 for a free one, or --no-sidecar"
+            else:
+                message = f"can't listen on {host}, port {port}: {error.strerror or type(error).__name__}"
+                hint = "check --host and --port; ports below 1024 are for root"
+            raise StartError(message, hint=hint) from None
+        self._port = self._server.sockets[0].getsockname()[1]

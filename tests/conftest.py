@@ -1,0 +1,148 @@
+"""One server a session and major version, one database a test, cloned from a migrated template; and a look for leaks."""
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from servers import Server, create_database, drop_database, eventually, provide
+
+from notifyworker import Worker
+from notifyworker.migrate import migrate
+
+_sources: list[str] = []
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for source in _sources:
+        terminalreporter.write_line(f"PostgreSQL: {source}")
+
+
+@contextlib.asynccontextmanager
+async def _with_template(major: int) -> AsyncIterator[tuple[Server, str]]:
+    async with provide(major) as server:
+        _sources.append(server.source)
+        template = await create_database(server)
+        await migrate(template, "notifyworker")
+        yield server, template
+        await drop_database(server, template)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def server18() -> AsyncIterator[tuple[Server, str]]:
+    async with _with_template(18) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def server16() -> AsyncIterator[tuple[Server, str]]:
+    async with _with_template(16) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def _database(server: tuple[Server, str], *, migrated: bool) -> AsyncIterator[str]:
+    dsn = await create_database(server[0], server[1] if migrated else None)
+    yield dsn
+    try:
+        await eventually(lambda: _nobody_left(dsn), 5)
+    finally:
+        await drop_database(server[0], dsn)
+
+
+async def _nobody_left(dsn: str) -> bool:
+    """No connection of ours is left behind."""
+    conn = await asyncpg.connect(dsn)
+    try:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND application_name LIKE 'notifyworker%'"
+        return await conn.fetchval(query, urlsplit(dsn).path.lstrip("/")) == 0
+    finally:
+        await conn.close()
+
+
+@pytest.fixture
+async def dsn(server18: tuple[Server, str]) -> AsyncIterator[str]:
+    """A fresh migrated database on PostgreSQL 18."""
+    async with _database(server18, migrated=True) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def empty_dsn(server18: tuple[Server, str]) -> AsyncIterator[str]:
+    """A fresh database without a schema."""
+    async with _database(server18, migrated=False) as dsn:
+        yield dsn
+
+
+@pytest.fixture(params=[18, 16])
+def any_server(request: pytest.FixtureRequest) -> tuple[Server, str]:
+    """Each of the two versions."""
+    server: tuple[Server, str] = request.getfixturevalue(f"server{request.param}")
+    return server
+
+
+@pytest.fixture
+async def any_dsn(any_server: tuple[Server, str]) -> AsyncIterator[str]:
+    """A fresh migrated database on each of the two versions."""
+    async with _database(any_server, migrated=True) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def any_empty_dsn(any_server: tuple[Server, str]) -> AsyncIterator[str]:
+    """A fresh database without a schema on each of the two versions."""
+    async with _database(any_server, migrated=False) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    conn = await asyncpg.connect(dsn)
+    yield conn
+    await conn.close()
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine's environment says must not reach a test."""
+    for name in os.environ:
+        if name.startswith(("NOTIFYWORKER_", "PG")) or name == "DATABASE_URL":
+            if name.startswith("NOTIFYWORKER_TEST_"):
+                continue
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+async def no_leaks(clean_environment: None) -> AsyncIterator[None]:
+    """No task and no thread of ours outlives its test, and no callback of the loop fails unheard."""
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unheard.append(context))
+    yield
+    assert unheard == []
+    await eventually(lambda: not _tasks_of_ours(), 2)
+    await eventually(lambda: not _threads_of_ours(), 2)
+
+
+def _tasks_of_ours() -> list[str]:
+    return [t.get_name() for t in asyncio.all_tasks() if t.get_name().startswith(("notifyworker", "run "))]
+
+
+def _threads_of_ours() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("notifyworker")]
+
+
+@pytest.fixture
+def make_worker(dsn: str) -> Callable[..., Worker]:
+    """A worker of this test's database that finds nothing by polling: whatever it does, it was woken for."""
+
+    def make(**settings: Any) -> Worker:
+        return Worker(**{"dsn": dsn, "poll_interval_s": 60, "drain_timeout_s": 5, **settings})
+
+    return make
+
