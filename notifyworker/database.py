@@ -25,7 +25,8 @@ from notifyworker.settings import CONNECT_S
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 #: Errors of which a loop recovers by connecting again or trying later. Whatever else is raised is a mistake of ours.
-DatabaseError = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+#: InternalClientError: asyncpg is told of the server's end in the middle of sending, and loses track of its own state.
+DatabaseError = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 #: One class id of two-int advisory locks is this project's; the other int is made from the schema's *name*, which is
 #: the same on every node and differs between installations in one database.

@@ -20,6 +20,11 @@ class DeadMansSwitch:
     _stderr: TextIO | None = None
 
     @classmethod
+    def is_armed(cls, who: object) -> bool:
+        """Whether there is a deadline for `who`."""
+        return id(who) in cls._deadlines
+
+    @classmethod
     def arm(cls, who: object, deadline: float | None) -> None:
         """Set or clear (None) the moment, in time.monotonic(), at which `who` must be over."""
         with cls._lock:

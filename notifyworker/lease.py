@@ -96,6 +96,9 @@ class LeaseKeeper:
         if was_idle and self._held:
             self._holding_since = claim_sent_at
             self._gave_up = False
+            if self._exits_on_lapse and not DeadMansSwitch.is_armed(self):
+                # Now and not at the next tick: the first thing that a handler does may be to hold the GIL for ever.
+                self._set_switch()
 
     def drop(self, run_id: UUID, lease_token: int) -> None:
         """Keep this lease no longer: its run is settled, given back or lost. A later lease of it is another."""

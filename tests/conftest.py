@@ -124,7 +124,8 @@ async def no_leaks(clean_environment: None) -> AsyncIterator[None]:
     unheard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unheard.append(context))
     yield
-    assert unheard == []
+    # asyncpg drops a future of its own when the server ends while it sends; the statement itself has raised the same.
+    assert [c for c in unheard if not isinstance(c.get("exception"), asyncpg.InternalClientError)] == []
     await eventually(lambda: not _tasks_of_ours(), 2)
     await eventually(lambda: not _threads_of_ours(), 2)
 

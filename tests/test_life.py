@@ -376,14 +376,14 @@ async def test_one_poison_row_and_one_poison_result_among_a_thousand(make_worker
     deep = await insert(connection, "a", "[" * 5000 + "]" * 5000)
     huge = await insert(connection, "a", '{"n": 1' + "0" * 10_000 + "}")
     async with worker:
-        await eventually(lambda: _is_empty(connection), 30)
+        await eventually(lambda: is_empty(connection), 30)
 
     counts = dict(await connection.fetch("SELECT coalesce(error_code, state), count(*) FROM notifyworker.all_runs GROUP BY 1"))
     assert counts == {"completed": 997, "E-RUN-005": 1, "E-RUN-004": 2}
     assert {(await run_of(connection, r))["error_code"] for r in (deep, huge)} == {"E-RUN-004"}
 
 
-async def _is_empty(conn: asyncpg.Connection) -> bool:
+async def is_empty(conn: asyncpg.Connection) -> bool:
     return await conn.fetchval("SELECT count(*) FROM notifyworker.runs") == 0
 
 
@@ -662,7 +662,7 @@ async def test_ten_thousand_runs_are_settled_exactly_once_each(dsn, make_worker,
         worker.handler("a")(handle)
     async with workers[0], workers[1], workers[2], workers[3]:
         await asyncio.gather(*(produce() for _ in range(8)))
-        await eventually(lambda: _is_empty(connection), 60)
+        await eventually(lambda: is_empty(connection), 60)
 
     assert len(calls) == len(set(calls)) == 10_000
     assert await connection.fetchval("SELECT count(*) FROM notifyworker.run_history WHERE state = 'completed' AND attempt = 1") == 10_000
