@@ -19,7 +19,7 @@ from notifyworker.database import DatabaseError, Queryable, connect, explain
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound, SettingsError, WaitTimeout
 from notifyworker.pause import Backoff
 from notifyworker.run import TERMINAL
-from notifyworker.settings import CONNECT_S, Settings
+from notifyworker.settings import Settings
 from notifyworker.store import NewRun, Row, Store
 
 _YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)

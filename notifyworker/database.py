@@ -75,9 +75,7 @@ async def connect(dsn: str, *, schema: str, purpose: str) -> Connection:
     name = f"notifyworker {purpose}"
     try:
         try:
-            connection = await asyncpg.connect(
-                where, timeout=CONNECT_S, server_settings={"application_name": name, **_SESSION}
-            )
+            connection = await asyncpg.connect(where, timeout=CONNECT_S, server_settings={"application_name": name, **_SESSION})
         except asyncpg.ProtocolViolationError:
             connection = await asyncpg.connect(
                 where, timeout=CONNECT_S, statement_cache_size=0, server_settings={"application_name": name}
@@ -156,7 +154,9 @@ def explain(error: BaseException, dsn: str) -> DatabaseUnavailable:
     if isinstance(error, DatabaseUnavailable):
         return error
     if isinstance(error, ssl.SSLError):
-        return DatabaseUnavailable(f"TLS with {where} failed: {error.reason or error}", hint="see sslmode and sslrootcert of the DSN")
+        return DatabaseUnavailable(
+            f"TLS with {where} failed: {error.reason or error}", hint="see sslmode and sslrootcert of the DSN"
+        )
     if isinstance(error, asyncpg.InvalidCatalogNameError):
         return DatabaseUnavailable(f"{where}: {error.args[0]}", hint="create it, or correct the DSN")
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
@@ -229,7 +229,7 @@ async def hears_notifications(dsn: str, *, schema: str, listener: Connection) ->
     if listener.get_server_pid() == await listener.fetchval("SELECT pg_backend_pid()", timeout=CONNECT_S):
         return True
     heard = asyncio.Event()
-    channel = f"{schema}_{random.getrandbits(48):012x}"  # noqa: S311 - a name, not a secret
+    channel = f"{schema}_{random.getrandbits(48):012x}"
     await listener.add_listener(channel, lambda *_: heard.set())
     other = await connect(dsn, schema=schema, purpose="self-test")
     try:

@@ -109,7 +109,7 @@ def _dsn(sockets: Path, database: str) -> str:
 
 
 async def _create_database(dsn: str, name: str) -> None:
-    import asyncpg  # noqa: PLC0415 - the guard has none
+    import asyncpg
 
     conn = await asyncpg.connect(dsn, timeout=_STEP_S)
     try:
@@ -354,7 +354,7 @@ def _until(fact: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def _refuse(message: str, *, hint: str | None) -> NoReturn:
-    from notifyworker.errors import NotifyWorkerError  # noqa: PLC0415 - the guard has none
+    from notifyworker.errors import NotifyWorkerError
 
     raise NotifyWorkerError(message, hint=hint)
 

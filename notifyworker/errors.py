@@ -88,21 +88,21 @@ class LeaseLost(NotifyWorkerError):
         self.during = during
 
 
-class Cancel(NotifyWorkerError):  # noqa: N818 - reads as what a handler asks for: `raise Cancel("why")`
+class Cancel(NotifyWorkerError):
     """Raised by a handler: settle this run as cancelled."""
 
     def __init__(self, reason: str = "cancelled by the handler") -> None:
         super().__init__(reason)
 
 
-class Fail(NotifyWorkerError):  # noqa: N818 - as above
+class Fail(NotifyWorkerError):
     """Raised by a handler: fail this run now, with no further attempt (E-RUN-006)."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
 
 
-class Snooze(NotifyWorkerError):  # noqa: N818 - as above
+class Snooze(NotifyWorkerError):
     """Raised by a handler: run again in `seconds`, without using up this attempt."""
 
     def __init__(self, seconds: float, reason: str = "snoozed by the handler") -> None:

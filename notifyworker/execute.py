@@ -98,7 +98,9 @@ def outcome_of_error(attempt: Attempt, error: BaseException, worker: str) -> Out
     match error:
         case Cancel():
             entry = error_entry(run, "cancelled", str(error), None, worker)
-            return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, effects=run.recorded_effects, error=entry)
+            return Outcome(
+                run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, effects=run.recorded_effects, error=entry
+            )
         case Snooze():
             return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, delay_s=error.seconds, counts=False)
         case Fail():
@@ -155,7 +157,14 @@ def _retried_or_failed(attempt: Attempt, code: Code, message: str, error: BaseEx
 def _failed(run: Run, code: Code, message: str, error: BaseException | None, worker: str) -> Outcome:
     entry = error_entry(run, code, message, error, worker)
     return Outcome(
-        run.run_id, run.lease_token, run.attempt, run.kind, State.FAILED, error_code=code, error=entry, effects=run.recorded_effects
+        run.run_id,
+        run.lease_token,
+        run.attempt,
+        run.kind,
+        State.FAILED,
+        error_code=code,
+        error=entry,
+        effects=run.recorded_effects,
     )
 
 
@@ -174,4 +183,3 @@ def _text_of(error: BaseException) -> str:
         return str(error)
     except Exception as broken:  # noqa: BLE001 - an exception whose own __str__ raises
         return f"(no text: {type(broken).__name__})"
-

@@ -53,8 +53,7 @@ class Handlers:
         self._by_kind[kind] = Handler(
             kind=kind,
             function=function,
-            is_async=inspect.iscoroutinefunction(function)
-            or inspect.iscoroutinefunction(getattr(function, "__call__", None)),  # noqa: B004 - asked what it is, not whether
+            is_async=inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)),  # noqa: B004 - asked what it is, not whether
             wants_payload=wants_payload,
             convert=convert,
             timeout_s=_seconds(kind, timeout),
@@ -75,7 +74,7 @@ class Handlers:
         return list(self._by_kind)
 
 
-def _inspect(kind: str, function: Callable[..., Any]) -> tuple[bool, Callable[[Any], Any] | None]:
+def _inspect(kind: str, function: Any) -> tuple[bool, Callable[[Any], Any] | None]:
     if not callable(function):
         message = f"the handler of {kind!r} is no function but {type(function).__name__}"
         raise HandlerError(message)

@@ -33,9 +33,7 @@ _NO_SESSION_LOCKS_S = 60.0
 class Leader:
     """This worker's part in the fleet's leadership: it leads, or stands ready."""
 
-    def __init__(
-        self, dsn: str, store: Store, lease_owner: str, wake: asyncio.Event, metrics: Metrics, *, tick_s: float
-    ) -> None:
+    def __init__(self, dsn: str, store: Store, lease_owner: str, wake: asyncio.Event, metrics: Metrics, *, tick_s: float) -> None:
         self._dsn = dsn
         self._store = store
         self._lease_owner = lease_owner
@@ -93,7 +91,7 @@ class Leader:
 
     async def _has_session_locks(self) -> bool:
         gate = self._opened()
-        return gate.connection.get_server_pid() == await gate.value("SELECT pg_backend_pid()")
+        return bool(gate.connection.get_server_pid() == await gate.value("SELECT pg_backend_pid()"))
 
     async def _contend(self) -> None:
         while True:

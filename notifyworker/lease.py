@@ -137,7 +137,7 @@ class LeaseKeeper:
     def _thread_main(self) -> None:
         try:
             asyncio.run(self._live())
-        except Exception:  # the thread's end is the end of the leases: it must be heard of
+        except Exception:  # noqa: BLE001 - the thread's end is the end of the leases: it must be heard of
             log.exception("heartbeat_thread_ended")
         finally:
             self._tell(self._set_ended)
@@ -205,9 +205,7 @@ class LeaseKeeper:
     async def _be_present(self, connection: Connection, sent_at: float) -> None:
         lock = "SELECT pg_try_advisory_lock(hashtextextended($1 || $2, 0))"
         # An older session of ours may still hold it, on a server that has not noticed its end: present all the same.
-        self.has_presence = await connection.fetchval(
-            lock, self._store.schema, self._lease_owner, timeout=PRESENCE_DEADLINE_S
-        )
+        self.has_presence = await connection.fetchval(lock, self._store.schema, self._lease_owner, timeout=PRESENCE_DEADLINE_S)
         self._had_presence = True
         self._present_at = sent_at
 

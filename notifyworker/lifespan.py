@@ -104,7 +104,8 @@ class Worker:
             await self._start(standalone=True)
             assert self._conductor is not None
             stopped = asyncio.ensure_future(self._stop.wait())
-            await asyncio.wait({stopped, self._conductor.failed}, return_when=asyncio.FIRST_COMPLETED)
+            waiters: set[asyncio.Future[Any]] = {stopped, self._conductor.failed}
+            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             error = self._conductor.failed.exception() if self._conductor.failed.done() else None
             in_time = await self._drain()

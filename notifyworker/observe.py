@@ -88,5 +88,7 @@ class Metrics:
         self.leading = Gauge("notifyworker_leading", "1 while this worker leads the fleet.", registry=registry)
         self.coalescing = Gauge("notifyworker_coalescing", "1 while the leader wakes in place of the inserts.", registry=registry)
         self.queue_usage = Gauge(
-            "notifyworker_notification_queue_ratio", "Fill of the server's notification queue, seen by the leader.", registry=registry
+            "notifyworker_notification_queue_ratio",
+            "Fill of the server's notification queue, seen by the leader.",
+            registry=registry,
         )

@@ -153,7 +153,7 @@ def converter(annotation: Any) -> Callable[[Any], Any] | None:
 
 
 def _pydantic_converter(annotation: Any) -> Callable[[Any], Any]:
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - slow to import, and not everybody's
+    from pydantic import TypeAdapter, ValidationError
 
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
 
@@ -173,7 +173,7 @@ def _is_pydantic(annotation: Any) -> bool:
 
 
 def _dollar_to_payload(message: str) -> str:
-    """msgspec says "... - at `$.to`"; a user knows it as the payload's field."""
+    """Msgspec says "... - at `$.to`"; a user knows it as the payload's field."""
     what, found, where = message.rpartition(" - at `$")
     return f"payload{where.rstrip('`')}: {what}" if found else f"payload: {message}"
 

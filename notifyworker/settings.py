@@ -90,7 +90,7 @@ class Settings(BaseSettings):
 
         with _without_kubernetes_port():
             try:
-                return Loaded()  # type: ignore[no-any-return]
+                return Loaded()
             except ValidationError as error:
                 raise SettingsError(_told(error)) from None
 
@@ -184,7 +184,7 @@ class _without_kubernetes_port:  # noqa: N801 - used as a verb
     def __enter__(self) -> None:
         self.hidden = os.environ.get("NOTIFYWORKER_PORT", "")
         if self.hidden.startswith("tcp://"):
-            from notifyworker.observe import log  # noqa: PLC0415 - only in this odd case
+            from notifyworker.observe import log
 
             log.warning("kubernetes_port_ignored", variable="NOTIFYWORKER_PORT", hint="set enableServiceLinks: false")
             del os.environ["NOTIFYWORKER_PORT"]

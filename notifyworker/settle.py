@@ -9,6 +9,7 @@ longer there is looked for in the history before it is called lost.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from uuid import UUID
 
 from notifyworker.database import DatabaseError, Link, brief, is_poison, is_refusal
 from notifyworker.execute import refused_result
@@ -106,7 +107,7 @@ class Settler:
                 continue
             self.failing_since = None
 
-    async def _look_after(self, left: dict[object, Outcome], *, is_unsure: bool) -> None:
+    async def _look_after(self, left: dict[UUID, Outcome], *, is_unsure: bool) -> None:
         """Tell those that were locked for a moment, which go again, from those that are lost or were written before."""
         tokens = {o.run_id: o.lease_token for o in left.values()}
         held = await self._store.held(self._link, self._lease_owner, tokens)

@@ -96,7 +96,7 @@ class Store:
     async def claim(
         self, on: Queryable, served: Served, *, limit: int, lease_owner: str, lease_s: float, enforce_shadow: bool, desk: Desk
     ) -> Claimed:
-        """pending -> running, for up to `limit` runs, each with a fresh lease."""
+        """Pending -> running, for up to `limit` runs, each with a fresh lease."""
         rows = await on.fetch(
             self._sql["claim"],
             served.kinds, served.max_attempts, served.timeouts_s, served.project_ids, limit, lease_owner, lease_s,
@@ -132,7 +132,7 @@ class Store:
         return bool(rows)
 
     async def settle(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> set[UUID]:
-        """running -> completed, failed or cancelled; return those that were settled."""
+        """Running -> completed, failed or cancelled; return those that were settled."""
         rows = await on.fetch(
             self._sql["settle"],
             lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes], [str(o.to) for o in outcomes],
@@ -142,7 +142,7 @@ class Store:
         return {row["run_id"] for row in rows}
 
     async def give_back(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> set[UUID]:
-        """running -> pending; return those that were given back."""
+        """Running -> pending; return those that were given back."""
         rows = await on.fetch(
             self._sql["give_back"],
             lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes],
@@ -160,15 +160,15 @@ class Store:
         return {row["run_id"] for row in rows}
 
     async def reap(self, on: Queryable, *, limit: int, reaper: str, presumed_dead: Sequence[str]) -> list[Row]:
-        """running -> pending or failed, for expired leases and for owners that are gone; return what was taken."""
+        """Running -> pending or failed, for expired leases and for owners that are gone; return what was taken."""
         return await on.fetch(self._sql["reap"], limit, reaper, list(presumed_dead), self.schema)
 
     async def expire(self, on: Queryable, *, limit: int) -> int:
-        """pending -> cancelled, for runs that may no longer be started; return how many."""
+        """Pending -> cancelled, for runs that may no longer be started; return how many."""
         return len(await on.fetch(self._sql["expire"], limit))
 
     async def run_cancel(self, on: Queryable, run_id: UUID) -> str:
-        """pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
+        """Pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
         return str((await on.fetch(self._sql["run_cancel"], run_id))[0]["state"])
 
     async def run_retry(self, on: Queryable, run_id: UUID) -> UUID:

@@ -104,4 +104,3 @@ class Listener:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
-

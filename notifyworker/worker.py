@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from notifyworker.database import Connection, DatabaseError, Link, brief, connect, explain, is_refusal
-from notifyworker.errors import Code, LeaseLost, SettingsError, StartError
+from notifyworker.errors import Code, LeaseLost, StartError
 from notifyworker.execute import Attempt, error_entry, execute, outcome_of_end, released
 from notifyworker.handlers import Handler
 from notifyworker.leader import Leader
@@ -125,7 +125,9 @@ class Conductor:
         for name in _FLEET_SETTINGS:
             own = getattr(self.settings, name)
             if name in self.settings.model_fields_set and own != fleet[name]:
-                log.warning("setting_differs", name=name, own=own, fleet=fleet[name], hint=f"notifyworker config set {name} {own:g}")
+                log.warning(
+                    "setting_differs", name=name, own=own, fleet=fleet[name], hint=f"notifyworker config set {name} {own:g}"
+                )
         self.reaper_interval_s = self.reaper.interval_s = fleet["reaper_interval_s"]
         self._max_result_bytes = int(fleet["max_result_bytes"])
 
@@ -263,7 +265,9 @@ class Conductor:
             if not self.keeper.holds(row["run_id"], row["lease_token"]):
                 run = Run(run_id=row["run_id"], kind=row["kind"], lease_token=row["lease_token"], attempt=row["attempt"])
                 entry = error_entry(run, Code.INTERRUPTED, "the answer to its claim was lost", None, self.lease_owner)
-                self.settler.put(Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False))
+                self.settler.put(
+                    Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False)
+                )
                 log.warning("orphan_given_back", run_id=str(run.run_id))
 
     def _free(self) -> int:
@@ -315,7 +319,9 @@ class Conductor:
         if attempt.task is None or attempt.task.done() or attempt in self._lingering:
             return
         frames = [f"{f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}" for f in attempt.task.get_stack()]
-        log.error("handler_ignores_cancellation", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why, at=frames)
+        log.error(
+            "handler_ignores_cancellation", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why, at=frames
+        )
         self._settle(attempt, outcome_of_end(attempt, self.lease_owner))
         self._running.pop(attempt.run.run_id, None)
         self._lingering.add(attempt)
@@ -375,7 +381,9 @@ class Conductor:
             self.keeper.drop(attempt.run.run_id, attempt.run.lease_token)
             return
         if outcome.error is not None and outcome.to is not State.CANCELLED:
-            log.warning("attempt_failed", run_id=str(outcome.run_id), kind=outcome.kind, attempt=outcome.attempt, to=str(outcome.to))
+            log.warning(
+                "attempt_failed", run_id=str(outcome.run_id), kind=outcome.kind, attempt=outcome.attempt, to=str(outcome.to)
+            )
         self.settler.put(outcome)
 
     def _settled(self, outcome: Outcome) -> None:
@@ -389,7 +397,9 @@ class Conductor:
     def _refused(self, outcome: Outcome) -> None:
         self.keeper.drop(outcome.run_id, outcome.lease_token)
         self.metrics.refused.inc()
-        log.warning("outcome_refused", run_id=str(outcome.run_id), kind=outcome.kind, to=str(outcome.to), lease_token=outcome.lease_token)
+        log.warning(
+            "outcome_refused", run_id=str(outcome.run_id), kind=outcome.kind, to=str(outcome.to), lease_token=outcome.lease_token
+        )
 
     def _lost(self, lost: dict[UUID, int], why: str) -> None:
         """Leases that are another's now, or may be soon: cancel what runs under them."""
@@ -479,7 +489,9 @@ class Conductor:
         if stall is not None and now - stall[1] < self.settings.heartbeat_interval_s:
             reasons.append(f"the event loop stood still for {stall[0]:.0f} s: a handler blocks it")
         if not self.listener.is_hearing and not self.listener.is_deaf and now - self.listener.silent_since > CONNECT_S:
-            reasons.append(f"no notification can be heard for {now - self.listener.silent_since:.0f} s: runs are found by polling")
+            reasons.append(
+                f"no notification can be heard for {now - self.listener.silent_since:.0f} s: runs are found by polling"
+            )
         if self.leader.queue_usage >= 0.5:  # noqa: PLR2004 - as in the trigger
             reasons.append(f"the notification queue is {self.leader.queue_usage:.0%} full: inserts do not wake workers")
         if self.reaper.stands_in:

@@ -146,4 +146,3 @@ def make_worker(dsn: str) -> Callable[..., Worker]:
         return Worker(**{"dsn": dsn, "poll_interval_s": 60, "drain_timeout_s": 5, **settings})
 
     return make
-

@@ -49,7 +49,7 @@ class Server:
     major: int
 
 
-class NoEngine(Exception):  # noqa: N818 - a finding, not a failure, unless Docker was asked for
+class NoEngine(Exception):
     """There is no usable Docker engine, or it has not got the image and can't pull it."""
 
 
@@ -212,9 +212,9 @@ def container_options(*, port: int, password: str, host_network: bool) -> dict[s
     return options | ({"network_mode": "host"} if host_network else {"ports": {"5432/tcp": ("127.0.0.1", 0)}})
 
 
-def _run_container(image: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the SDK has no types
+def _run_container(image: str, options: Mapping[str, Any]) -> Any:
     try:
-        import docker.errors  # type: ignore[import-untyped]  # noqa: PLC0415 - the embedded server does without
+        import docker.errors  # type: ignore[import-untyped]
     except ImportError as error:
         message = "the docker SDK is not installed"
         raise NoEngine(message) from error
@@ -231,7 +231,7 @@ def _run_container(image: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN4
     return client.containers.run(image, **options)
 
 
-def _ping(docker: Any) -> None:  # noqa: ANN401 - the SDK has no types
+def _ping(docker: Any) -> None:
     """Raise if no engine answers. Without one the SDK leaves its socket to the garbage collector, which would warn later."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -245,13 +245,13 @@ def _ping(docker: Any) -> None:  # noqa: ANN401 - the SDK has no types
     raise NoEngine(message)
 
 
-def _healthy(container: Any) -> bool:  # noqa: ANN401
+def _healthy(container: Any) -> bool:
     container.reload()  # docker.errors.NotFound: it has ended, and removed itself
     return bool(container.attrs["State"]["Health"]["Status"] == "healthy")
 
 
-def _remove_container(container: Any) -> None:  # noqa: ANN401
-    import docker.errors  # noqa: PLC0415
+def _remove_container(container: Any) -> None:
+    import docker.errors
 
     with contextlib.suppress(docker.errors.APIError):  # it is removing itself already
         container.remove(force=True, v=True)
@@ -359,9 +359,7 @@ class Cluster:
             self._run("initdb", *where, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         else:
             source = f"host=127.0.0.1 port={self._primary.port} user=postgres application_name=s{self.port}"
-            self._run(
-                "pg_basebackup", "-D", str(self.data), "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", source
-            )
+            self._run("pg_basebackup", "-D", str(self.data), "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", source)
         settings = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self.directory}
         lines = [f"{name} = '{value}'" for name, value in (settings | SAFE_IN_A_CRASH).items()]
         with (self.data / "postgresql.conf").open("a") as file:

@@ -58,7 +58,7 @@ async def joiner(
     directory: Path,
     *,
     python: str = sys.executable,
-    **account: Any,  # noqa: ANN401
+    **account: Any,
 ) -> AsyncIterator[tuple[Process, str]]:
     """Another process that has joined; and the DSN that it got. It leaves at the end of the block, if it still can."""
     environment = ENVIRONMENT | account.pop("env", {})
@@ -80,7 +80,7 @@ async def joiner(
             await process.communicate()
 
 
-async def value(dsn: str, query: str) -> Any:  # noqa: ANN401
+async def value(dsn: str, query: str) -> Any:
     """One value of one query on a connection of its own."""
     conn = await asyncpg.connect(dsn, timeout=10)
     try:
@@ -89,13 +89,13 @@ async def value(dsn: str, query: str) -> Any:  # noqa: ANN401
         await conn.close()
 
 
-async def run(command: list[str], **options: Any) -> str:  # noqa: ANN401
+async def run(command: list[str], **options: Any) -> str:
     """Run a command that must succeed, and return what it printed."""
     done = await asyncio.to_thread(lambda: subprocess.run(command, check=True, capture_output=True, cwd="/", **options))
     return str(done.stdout, "utf-8").strip()
 
 
-def join(directory: Path, **options: Any) -> contextlib.AbstractAsyncContextManager[str]:  # noqa: ANN401
+def join(directory: Path, **options: Any) -> contextlib.AbstractAsyncContextManager[str]:
     """Join without waiting for the disk: the machine outlives these servers."""
     return embedded_postgres(directory, tuning={"fsync": "off"}, **options)
 
@@ -324,9 +324,7 @@ async def test_without_the_wheel_the_error_says_what_to_do(directory: Path, monk
 
 
 @AS_ROOT
-async def test_a_wheel_that_the_account_cannot_reach_is_copied(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_wheel_that_the_account_cannot_reach_is_copied(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = binaries().parent.parent
     hidden = directory.parent / "hidden"
     hidden.mkdir(mode=0o700)

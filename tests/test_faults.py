@@ -30,7 +30,9 @@ class Process:
 
     def __init__(self, dsn: str, ledger: Path, log: Path, settings: dict[str, Any]) -> None:
         environment = {"NOTIFYWORKER_DSN": dsn, "TEST_LEDGER": str(ledger), "NOTIFYWORKER_LOG_FORMAT": "json"}
-        environment |= {f"NOTIFYWORKER_{k.upper()}": str(v) for k, v in {"poll_interval_s": 60, "sidecar": "false", **settings}.items()}
+        environment |= {
+            f"NOTIFYWORKER_{k.upper()}": str(v) for k, v in {"poll_interval_s": 60, "sidecar": "false", **settings}.items()
+        }
         self.log_file = log
         with log.open("w") as file:
             self.popen = subprocess.Popen(
@@ -182,7 +184,9 @@ async def test_a_stalled_worker_is_told_with_its_stack_and_loses_its_runs_at_the
     stalled = await spawn(**short).started()
     run_id = await insert(connection, "block", '{"seconds": 8}')
     await eventually(lambda: all_run(connection, [run_id]))
-    await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'notifyworker gate'")
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'notifyworker gate'"
+    )
     other = await spawn(**short).started()
 
     run = await settled(connection, run_id, 20)
@@ -294,7 +298,9 @@ async def test_sessions_ended_again_and_again_take_no_run_from_a_live_worker(dsn
         ids = [await insert(connection, "a") for _ in range(5)]
         await eventually(lambda: all_run(connection, ids))
         for _ in range(10):
-            await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
             heartbeat = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
             await eventually(lambda: connection.fetchval(heartbeat))
         go_on.set()

@@ -111,7 +111,9 @@ async def test_higher_priority_goes_first_and_ties_go_by_run_id(make_worker, con
         order.append(payload["n"])
 
     async with connection.transaction():
-        ids = [await insert(connection, "a", f'{{"n": {n}}}', priority=p) for n, p in ((1, 0), (2, 5), (3, -32768), (4, 5), (5, 0))]
+        ids = [
+            await insert(connection, "a", f'{{"n": {n}}}', priority=p) for n, p in ((1, 0), (2, 5), (3, -32768), (4, 5), (5, 0))
+        ]
     async with worker:
         for run_id in ids:
             await settled(connection, run_id)
@@ -372,7 +374,9 @@ async def test_one_poison_row_and_one_poison_result_among_a_thousand(make_worker
     async def handle(run: Run, payload: Any) -> Any:
         return float("nan") if payload == {"n": 500} else None
 
-    await connection.execute("INSERT INTO notifyworker.runs (kind, payload) SELECT 'a', jsonb_build_object('n', n) FROM generate_series(1, 998) n")
+    await connection.execute(
+        "INSERT INTO notifyworker.runs (kind, payload) SELECT 'a', jsonb_build_object('n', n) FROM generate_series(1, 998) n"
+    )
     deep = await insert(connection, "a", "[" * 5000 + "]" * 5000)
     huge = await insert(connection, "a", '{"n": 1' + "0" * 10_000 + "}")
     async with worker:
@@ -469,7 +473,8 @@ async def test_a_late_outcome_is_refused_by_the_fence_logged_and_counted(make_wo
             run_id = await insert(connection, "a")
             await eventually(lambda: _is(connection, run_id, "running"))
             await connection.execute(
-                "UPDATE notifyworker.runs SET lease_token = lease_token + 1, lease_owner = 'another', progress = '{}' WHERE run_id = $1", run_id
+                "UPDATE notifyworker.runs SET lease_token = lease_token + 1, lease_owner = 'another', progress = '{}' WHERE run_id = $1",
+                run_id,
             )
             go_on.set()
             await eventually(lambda: problem)
@@ -665,7 +670,10 @@ async def test_ten_thousand_runs_are_settled_exactly_once_each(dsn, make_worker,
         await eventually(lambda: is_empty(connection), 60)
 
     assert len(calls) == len(set(calls)) == 10_000
-    assert await connection.fetchval("SELECT count(*) FROM notifyworker.run_history WHERE state = 'completed' AND attempt = 1") == 10_000
+    assert (
+        await connection.fetchval("SELECT count(*) FROM notifyworker.run_history WHERE state = 'completed' AND attempt = 1")
+        == 10_000
+    )
 
 
 async def test_the_client_enqueues_waits_lists_cancels_and_retries(dsn, make_worker):

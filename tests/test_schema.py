@@ -268,7 +268,7 @@ async def test_who_may_not_migrate_is_told_so(empty_dsn):
 async def test_a_migration_without_createrole_goes_on(empty_dsn):
     conn = await connect(empty_dsn)
     await conn.execute("CREATE ROLE owner_only LOGIN")
-    await conn.execute(f"GRANT CREATE ON DATABASE \"{empty_dsn.partition('?')[0].rpartition('/')[2]}\" TO owner_only")
+    await conn.execute(f'GRANT CREATE ON DATABASE "{empty_dsn.partition("?")[0].rpartition("/")[2]}" TO owner_only')
     try:
         await migrate(empty_dsn.replace("postgres@", "owner_only@"), "elsewhere")
         assert await conn.fetchval("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'elsewhere%'") == 0

@@ -22,7 +22,7 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _NAME_CHARACTERS = 200  # of a field that somebody made up, in the answer that tells of it
 
 
-class Problem(Exception):  # noqa: N818 - the RFC's word
+class Problem(Exception):
     """
     Raised anywhere below the middleware to end a request with an answer.
 
