@@ -186,7 +186,7 @@ def _unstorable(text: str) -> str | None:
     return None
 
 
-def _children(item: Any) -> Iterator[tuple[str, Any, Any]]:
+def _children(item: Any) -> Iterator[tuple[str, Any, Any]]:  # noqa: C901 - one case a sort of container
     if isinstance(item, Mapping):
         for key, child in item.items():
             yield f".{key}", key, child

@@ -302,7 +302,7 @@ async def test_sessions_ended_again_and_again_take_no_run_from_a_live_worker(dsn
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
             heartbeat = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-            await eventually(lambda: connection.fetchval(heartbeat))
+            await eventually(lambda query=heartbeat: connection.fetchval(query))
         go_on.set()
         for run_id in ids:
             assert (await settled(connection, run_id))["attempt"] == 1
