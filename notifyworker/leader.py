@@ -23,7 +23,7 @@ from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.store import Store
 
-LOOK_S = 2.0
+LOOK_S = 2.5  # an idle worker may send one query a second in all: this is the largest part of it
 LOOK_DEADLINE_S = 3.0
 _QUIET_TICKS = 5
 _SLOWEST_TICK_S = 0.02
@@ -116,7 +116,7 @@ class Leader:
                 await self._tick_until_quiet()
 
     async def _stand_armed(self) -> None:
-        """Look every two seconds, until notifications come too fast."""
+        """Look every LOOK_S seconds, until notifications come too fast."""
         self._set_mode("armed")
         self._burst.clear()
         while True:
