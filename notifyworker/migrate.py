@@ -66,7 +66,7 @@ def script(schema: str) -> str:
 
 async def migrate(dsn: str, schema: str) -> list[Migration]:
     """
-    Apply what is missing and return it. Notices of the server (missing roles) go through `warnings`.
+    Apply what is missing and return it.
 
     Raises SchemaTooNew if the database is ahead of this code, StartError if it can't be reached or refuses.
     """

@@ -181,12 +181,16 @@ def _told(error: ValidationError) -> str:
 class _without_kubernetes_port:  # noqa: N801 - used as a verb
     """A service named notifyworker makes Kubernetes set NOTIFYWORKER_PORT=tcp://..: its own, not ours."""
 
+    was_told = False
+
     def __enter__(self) -> None:
         self.hidden = os.environ.get("NOTIFYWORKER_PORT", "")
-        if self.hidden.startswith("tcp://"):
+        if self.hidden.startswith("tcp://") and not type(self).was_told:
             from notifyworker.observe import log
 
+            type(self).was_told = True
             log.warning("kubernetes_port_ignored", variable="NOTIFYWORKER_PORT", hint="set enableServiceLinks: false")
+        if self.hidden.startswith("tcp://"):
             del os.environ["NOTIFYWORKER_PORT"]
 
     def __exit__(self, *_exc: object) -> None:
