@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -17,6 +18,9 @@ from notifyworker import Worker
 from notifyworker.migrate import migrate
 
 _sources: list[str] = []
+
+# A shell script that runs the tests in the background has them, and so every child of theirs, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
