@@ -27,16 +27,17 @@ Why: TypeAlias = Literal["timeout", "lost", "cancelled", "stopping"]
 class Attempt:
     """One attempt in this process: the run, its handler, and why it was ended, if it was."""
 
-    __slots__ = ("handler", "is_settled", "run", "started_at", "task", "thread", "timer", "why")
+    __slots__ = ("began_at", "ended_at", "handler", "is_settled", "run", "task", "thread", "timer", "why")
 
     def __init__(self, run: Run, handler: Handler) -> None:
         self.run = run
         self.handler = handler
-        self.task: asyncio.Task[Outcome | None] | None = None
+        #: The slot that executes it.
+        self.task: asyncio.Task[Any] | None = None
         #: The call in a thread: no cancellation ends it.
         self.thread: Future[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.started_at = 0.0
+        self.began_at = self.ended_at = 0.0
         self.why: Why | None = None
         #: Its outcome is on its way, or there is none to write: what the handler still returns counts no more.
         self.is_settled = False

@@ -58,8 +58,9 @@ class Reaper:
         while True:
             pause_s = next_pass - time.monotonic()
             try:
+                next_death = float("inf")
                 if self.is_leading:
-                    await self._take_over()
+                    next_death = await self._take_over()
                     if time.monotonic() >= next_pass:
                         await self._pass()
                         await self._keep_partitions()
@@ -67,7 +68,7 @@ class Reaper:
                 elif time.monotonic() >= next_pass:
                     await self._stand_in()
                     next_pass = time.monotonic() + self.interval_s
-                pause_s = next_pass - time.monotonic()
+                pause_s = min(next_pass, next_death) - time.monotonic()
             except DatabaseError as error:
                 self._metrics.database_errors.labels("reap").inc()
                 log.warning("reap_failed", error=brief(error))
@@ -89,17 +90,23 @@ class Reaper:
         await self._store.workers_forget(self._link, sorted(self._absent))
         await self._store.reaper_pass(self._link, self._lease_owner, taken=taken, failed=failed, next_in_s=self.interval_s)
 
-    async def _take_over(self) -> None:
-        """Take the runs of those who have been gone long enough, each by the number that its worker gave."""
+    async def _take_over(self) -> float:
+        """
+        Take the runs of those who have been gone long enough, each by the number that its worker gave.
+
+        Return when, in time.monotonic(), the next of them will have been: then, and not at a later look, it is taken.
+        """
         if not self._absent:
             self._gone_since.clear()
-            return
+            return float("inf")
         holders = await self._store.absent_holders(self._link, sorted(self._absent))
         now = time.monotonic()
         self._gone_since = {owner: self._gone_since.get(owner, now) for owner in holders}
-        dead = [owner for owner, since in self._gone_since.items() if now - since >= holders[owner]]
+        dies_at = {owner: since + holders[owner] for owner, since in self._gone_since.items()}
+        dead = [owner for owner, at in dies_at.items() if at <= now]
+        next_death = min((at for at in dies_at.values() if at > now), default=float("inf"))
         if not dead:
-            return
+            return next_death
         log.warning("workers_presumed_dead", workers=dead)
         while True:
             rows = await self._store.reap(self._link, limit=_BATCH, reaper=self._lease_owner, presumed_dead=dead)
@@ -107,7 +114,7 @@ class Reaper:
             if rows:
                 await self._store.reaper_counts(self._link, taken=len(rows), failed=failed)
             if len(rows) < _BATCH:
-                return
+                return next_death
 
     def _told(self, rows: Sequence[asyncpg.Record]) -> int:
         for row in rows:

@@ -8,6 +8,7 @@ The vocabulary: what a run is, which states it goes through, and how an attempt 
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 from uuid import UUID
@@ -40,10 +41,11 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.CANCELLED: frozenset({State.PENDING}),
 }
 
+_ENDS = TRANSITIONS[State.RUNNING]
 TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """
     How an attempt ended, ready to be written: everything in it is encoded and checked already.
@@ -67,7 +69,7 @@ class Outcome:
 
     def __post_init__(self) -> None:
         """Refuse what the table of transitions does not have."""
-        if self.to not in TRANSITIONS[State.RUNNING]:
+        if self.to not in _ENDS:
             message = f"a running run does not become {self.to}"
             raise ValueError(message)
 
@@ -105,46 +107,48 @@ class Run:
         "max_attempts",
         "priority",
         "project_id",
+        "run_at",
         "run_id",
         "timeout_s",
         "waited_s",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - in the order in which claim.sql returns them
         self,
-        *,
         run_id: UUID,
-        kind: str,
+        lease_token: int = 1,
+        kind: str = "",
         project_id: str = "default",
+        priority: int = 0,
+        run_at: datetime | None = None,
         payload: str = "{}",
+        headers: str = "{}",
         attempt: int = 1,
         max_attempts: int = 3,
-        priority: int = 0,
-        is_shadow: bool = False,
-        headers: str = "{}",
-        lease_token: int = 1,
+        is_shadow: bool = False,  # noqa: FBT001, FBT002 - a column
         timeout_s: float | None = None,
-        expired: bool = False,
+        expired: bool | None = None,  # noqa: FBT001 - a column
         waited_s: float = 0.0,
         desk: Desk | None = None,
     ) -> None:
         self.run_id = run_id
+        self.lease_token = lease_token
         self.kind = kind
         self.project_id = project_id
+        self.priority = priority
+        self.run_at = run_at
         self._payload = payload
+        self._headers = headers
         self.attempt = attempt
         self.max_attempts = max_attempts
-        self.priority = priority
         self.is_shadow = is_shadow
-        self._headers = headers
-        self.lease_token = lease_token
         self.timeout_s = timeout_s
         self.expired = expired
         self.waited_s = waited_s
         #: True once the run was cancelled, timed out or lost: a handler in a thread looks at it now and then.
         self.cancelled = False
         self._desk = desk
-        self._effects: list[dict[str, Any]] = []
+        self._effects: list[dict[str, Any]] | None = None
         self._log: Any = None
 
     def __repr__(self) -> str:
@@ -187,6 +191,8 @@ class Run:
         `shadow_result` is returned.
         """
         if self.is_shadow:
+            if self._effects is None:
+                self._effects = []
             self._effects.append({"name": name, "args": list(args), "kwargs": kwargs})
             return shadow_result
         outcome = call(*args, **kwargs)
@@ -195,7 +201,7 @@ class Run:
     @property
     def recorded_effects(self) -> str | None:
         """What a shadow run would have done, as JSON; None for a live run."""
-        return payloads.encode_leniently(self._effects) if self.is_shadow else None
+        return payloads.encode_leniently(self._effects or []) if self.is_shadow else None
 
     def _need_desk(self) -> Desk:
         if self._desk is None:

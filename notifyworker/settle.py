@@ -32,7 +32,7 @@ class Settler:
         lease_owner: str,
         metrics: Metrics,
         *,
-        on_settled: Callable[[Outcome], None],
+        on_settled: Callable[[Sequence[Outcome]], None],
         on_refused: Callable[[Outcome], None],
     ) -> None:
         self._store = store
@@ -94,8 +94,7 @@ class Settler:
             outcomes = list(left.values())
             try:
                 done = await statement(self._link, self._lease_owner, outcomes)
-                for run_id in done:
-                    self._on_settled(left.pop(run_id))
+                self._on_settled([left.pop(run_id) for run_id in done])
                 if left:
                     await self._look_after(left, is_unsure=is_unsure)
             except DatabaseError as error:
@@ -117,7 +116,7 @@ class Settler:
             outcome = left.pop(run_id)
             # A give-back leaves no trace of who gave it: after a lost answer, a run that is no longer held was given.
             if run_id in written or (is_unsure and outcome.to is State.PENDING):
-                self._on_settled(outcome)
+                self._on_settled([outcome])
             else:
                 self._on_refused(outcome)
         if left:

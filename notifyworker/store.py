@@ -8,6 +8,7 @@ anything.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib import resources
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -15,6 +16,7 @@ from uuid import UUID
 import asyncpg
 
 from notifyworker.database import Queryable
+from notifyworker.lanes import Lane
 from notifyworker.migrate import render
 from notifyworker.run import Desk, Outcome, Run
 
@@ -23,20 +25,16 @@ Row: TypeAlias = asyncpg.Record
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a worker claims: parallel lists, one element a kind."""
+    """What a worker claims: kinds with their max_attempts and timeouts in seconds, of these projects (None: all)."""
 
-    kinds: list[str]
-    max_attempts: list[int]
-    timeouts_s: list[float | None]
+    max_attempts: dict[str, int]
+    timeouts_s: dict[str, float | None]
     project_ids: list[str] | None
 
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """What a claim found. `due_in_s`: when the next run is due, if there is one and all that was ready was taken."""
-
-    runs: list[Run]
-    due_in_s: float | None
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds that have a handler."""
+        return list(self.max_attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,28 +91,31 @@ class Store:
         rows = await on.fetch(self._sql["runs_insert"], *([getattr(n, c) for n in new] for c in columns))
         return [row["run_id"] for row in rows]
 
+    async def lanes(self, on: Queryable, served: Served) -> list[Row]:
+        """Look from the beginning: the lanes that have a pending run, and when the next run of each is due."""
+        return await on.fetch(self._sql["lanes"], served.kinds, served.project_ids)
+
     async def claim(
-        self, on: Queryable, served: Served, *, limit: int, lease_owner: str, lease_s: float, enforce_shadow: bool, desk: Desk
-    ) -> Claimed:
+        self,
+        on: Queryable,
+        served: Served,
+        lanes: Sequence[Lane],
+        *,
+        limit: int,
+        lease_owner: str,
+        lease_s: float,
+        enforce_shadow: bool,
+        desk: Desk,
+    ) -> list[Run]:
         """Pending -> running, for up to `limit` runs, each with a fresh lease."""
         rows = await on.fetch(
             self._sql["claim"],
-            served.kinds, served.max_attempts, served.timeouts_s, served.project_ids, limit, lease_owner, lease_s,
-            enforce_shadow,
+            [lane.kind for lane in lanes], [lane.project_id for lane in lanes], [lane.rank for lane in lanes],
+            [lane.read_from for lane in lanes], [served.max_attempts[lane.kind] for lane in lanes],
+            [served.timeouts_s[lane.kind] for lane in lanes], limit, lease_owner, lease_s, enforce_shadow,
         )  # fmt: skip
-        runs = [
-            Run(
-                run_id=run_id, project_id=project_id, kind=kind, payload=payload, attempt=attempt,
-                max_attempts=max_attempts, priority=priority, is_shadow=is_shadow, headers=headers,
-                lease_token=lease_token, timeout_s=timeout_s, expired=expired, waited_s=waited_s, desk=desk,
-            )
-            for (
-                _due, run_id, project_id, kind, payload, attempt, max_attempts, priority, is_shadow, headers,
-                lease_token, timeout_s, expired, waited_s,
-            ) in rows
-            if run_id is not None
-        ]  # fmt: skip
-        return Claimed(runs, rows[0]["due_in_s"])
+        made = partial(Run, desk=desk)
+        return [made(*row) for row in rows]
 
     async def heartbeat(self, on: Queryable, lease_owner: str, lease_s: float, held: dict[UUID, int]) -> set[UUID]:
         """Renew leases; return those that were renewed."""

@@ -1,36 +1,35 @@
 """
-The conductor: claims while there are free slots, starts handlers, and drains when told. No SQL, no HTTP.
+The conductor: builds the parts of a worker, hands what one of them finds to the next, and drains when told.
 
-One conductor is one start of a worker, with a `lease_owner` of its own. The event `wake` is set by a notification, a
-slot that freed, a reconnect, a stop; it is cleared before looking, so that none of them is lost during a look.
+One conductor is one start of a worker, with a `lease_owner` of its own. No SQL, no HTTP.
 """
 
 import asyncio
 import os
 import secrets
 import socket
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
-from notifyworker.database import Connection, DatabaseError, Link, brief, connect, explain, is_refusal
+from notifyworker.claim import Claims
+from notifyworker.database import Connection, DatabaseError, Link, brief, connect, explain
 from notifyworker.errors import Code, LeaseLost, StartError
-from notifyworker.execute import Attempt, error_entry, execute, outcome_of_end, released
+from notifyworker.execute import Attempt, error_entry, execute, released
 from notifyworker.handlers import Handler
 from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
-from notifyworker.observe import Metrics, log
-from notifyworker.pause import Backoff, is_set_within
+from notifyworker.observe import Metrics, is_debug, log
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
 from notifyworker.settings import CANCEL_S, CONNECT_S, Settings
 from notifyworker.settle import Settler
-from notifyworker.store import Served, Store
+from notifyworker.slots import Slots
+from notifyworker.store import Row, Served, Store
 from notifyworker.wake import Listener
 
 _FLUSH_S = 5.0
@@ -49,23 +48,8 @@ class Conductor:
         self.reaper_interval_s = settings.reaper_interval_s
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._handlers = handlers
-        self._served = Served(
-            kinds=list(handlers),
-            max_attempts=[h.retry.max_attempts for h in handlers.values()],
-            timeouts_s=[h.timeout_s for h in handlers.values()],
-            project_ids=settings.project_ids,
-        )
         self._max_result_bytes = settings.max_result_bytes
-        self._wake = asyncio.Event()
-        self._slot_freed = asyncio.Event()
-        self._running: dict[UUID, Attempt] = {}
-        self._waiting: deque[Run] = deque()
-        self._lingering: set[Attempt] = set()
-        self._more = True
         self._stopping = False
-        self._ready = False
-        self._claim_error: tuple[float, str] | None = None
-        self._doubt_until = 0.0
         self._sink: Callable[[dict[str, object]], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="notifyworker handler")
@@ -76,12 +60,26 @@ class Conductor:
             return lambda: connect(self.dsn, schema=settings.schema_name, purpose=purpose)
 
         direct = settings.listen_dsn.get_secret_value() if settings.listen_dsn else self.dsn
-        self._claim_link, self._settle_link, self._side_link = (Link(opener(p)) for p in ("claim", "settle", "side"))
-        self.listener = Listener(direct, settings.schema_name, self._wake, self.metrics)
-        self.leader = Leader(direct, self.store, self.lease_owner, self._wake, self.metrics, tick_s=settings.wake_tick_s)
+        claim_link, settle_link, self._side_link = self._links = tuple(Link(opener(p)) for p in ("claim", "settle", "side"))
+        served = Served(
+            max_attempts={kind: handler.retry.max_attempts for kind, handler in self._handlers.items()},
+            timeouts_s={kind: handler.timeout_s for kind, handler in self._handlers.items()},
+            project_ids=settings.project_ids,
+        )
+        self.claims = Claims(
+            settings, self.store, (claim_link, self._side_link), served, self.lease_owner,
+            metrics=self.metrics, desk=self, free=self._free, on_claimed=self._claimed, on_orphan=self._orphan,
+        )  # fmt: skip
+        self.slots = Slots(
+            settings.concurrency, self._execute, worker=self.lease_owner,
+            on_begun=self._begun, on_ended=self._ended, on_free=self._slot_is_free,
+        )  # fmt: skip
+        wake = self.claims.wake
+        self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
+        self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
         self.settler = Settler(
-            self.store, self._settle_link, self.lease_owner, self.metrics, on_settled=self._settled, on_refused=self._refused
+            self.store, settle_link, self.lease_owner, self.metrics, on_settled=self._settled, on_refused=self._refused
         )
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
@@ -112,12 +110,14 @@ class Conductor:
             raise explain(error, self.keeper.dsn) from None
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
-            ("reaper", self.reaper.run()), ("claims", self._claim_loop()),
+            ("reaper", self.reaper.run()), ("claims", self.claims.run()),
         ):  # fmt: skip
             task = asyncio.create_task(loop, name=f"notifyworker {name}")
             task.add_done_callback(self._loop_ended)
             self._tasks.append(task)
-        log.info("worker_started", lease_owner=self.lease_owner, kinds=self._served.kinds, concurrency=self.settings.concurrency)
+        log.info(
+            "worker_started", lease_owner=self.lease_owner, kinds=list(self._handlers), concurrency=self.settings.concurrency
+        )
 
     async def _adopt_fleet_settings(self, connection: Connection) -> None:
         """What must be one for the fleet stands in the database; a worker whose own differs says so."""
@@ -134,10 +134,9 @@ class Conductor:
     def stop_claiming(self) -> None:
         """Take no new run from now on."""
         self._stopping = True
-        self._ready = False
-        self._wake.set()
-        while self._waiting:
-            self.settler.put(released(self._waiting.popleft(), self.lease_owner))
+        self.claims.stop()
+        for run in self.slots.take_waiting():
+            self.settler.put(released(run, self.lease_owner))
 
     async def drain(self, timeout_s: float, force: asyncio.Event) -> bool:
         """
@@ -147,15 +146,15 @@ class Conductor:
         """
         self.stop_claiming()
         self.keeper.announce()
-        log.info("draining", running=len(self._running), timeout_s=timeout_s)
+        log.info("draining", running=self.slots.running, timeout_s=timeout_s)
         claims = self._tasks[-1]
         await asyncio.wait({claims}, timeout=0 if force.is_set() else CANCEL_S)
         forced = asyncio.ensure_future(force.wait())
-        finished = asyncio.ensure_future(self._all_ended())
+        finished = asyncio.ensure_future(self.slots.all_ended())
         await asyncio.wait({forced, finished}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         in_time = finished.done()
         if not in_time:
-            await self._end_all(finished, grace_s=0.5 if force.is_set() else CANCEL_S)
+            await self.slots.end_all("stopping", finished, grace_s=0.5 if force.is_set() else CANCEL_S)
         for waiter in (forced, finished):
             waiter.cancel()
         try:
@@ -166,19 +165,6 @@ class Conductor:
             in_time = False
         return in_time
 
-    async def _all_ended(self) -> None:
-        while self._running:
-            self._slot_freed.clear()
-            await self._slot_freed.wait()
-
-    async def _end_all(self, finished: "asyncio.Future[None]", *, grace_s: float) -> None:
-        attempts = list(self._running.values())
-        for attempt in attempts:
-            attempt.end("stopping")
-        await asyncio.wait({finished}, timeout=grace_s)
-        for attempt in attempts:
-            self._abandon(attempt)
-
     async def close(self) -> None:
         """End every loop, thread and connection of ours. Connections first: nothing then waits for a dead server."""
         self._stopping = True
@@ -186,15 +172,16 @@ class Conductor:
         await self.keeper.stop()
         for part in (self.listener, self.leader):
             part.terminate()
-        for link in (self._claim_link, self._settle_link, self._side_link):
+        for link in self._links:
             link.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=not self._lingering, cancel_futures=True)
+        await self.slots.close()
+        self._threads.shutdown(wait=not self.lingering, cancel_futures=True)
         if not self.failed.done():
             self.failed.cancel()
-        log.info("worker_stopped", lease_owner=self.lease_owner, lingering=len(self._lingering))
+        log.info("worker_stopped", lease_owner=self.lease_owner, lingering=self.lingering)
 
     def _loop_ended(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or self._stopping:
@@ -204,179 +191,51 @@ class Conductor:
         if not self.failed.done():
             self.failed.set_exception(error)
 
-    # Claiming.
-
-    async def _claim_loop(self) -> None:
-        backoff = Backoff()
-        while not self._stopping:
-            self._wake.clear()
-            due_in_s: float | None = None
-            if (free := self._free()) > 0:
-                try:
-                    found, due_in_s = await self._claim(free)
-                except DatabaseError as error:
-                    self._claim_failed(error)
-                    await self._pause(backoff.next_s())
-                    continue
-                backoff.reset()
-                self._claim_error, self._ready = None, not self._stopping
-                self._more = found == free
-                if self._more:
-                    continue
-            else:
-                self._more = True
-            if not await is_set_within(self._wake, self._until_next_look(due_in_s)):
-                self.metrics.wakes.labels("poll" if due_in_s is None else "due").inc()
-
-    def _until_next_look(self, due_in_s: float | None) -> float:
-        if self._free() <= 0:
-            return self.settings.poll_interval_s  # a freed slot sets the event
-        return min(self.settings.poll_interval_s, self.settings.poll_interval_s if due_in_s is None else max(0.0, due_in_s))
-
-    async def _claim(self, free: int) -> tuple[int, float | None]:
-        loop = asyncio.get_running_loop()
-        sent_at = loop.time()
-        claimed = await self.store.claim(
-            self._claim_link, self._served, limit=free, lease_owner=self.lease_owner, lease_s=self.settings.lease_s,
-            enforce_shadow=self.settings.shadow == "enforce", desk=self,
-        )  # fmt: skip
-        self.metrics.claims.labels("some" if claimed.runs else "none").inc()
-        if claimed.runs:
-            self.keeper.take(claimed.runs, sent_at)
-            for run in claimed.runs:
-                self._take(run)
-        if self._doubt_until > sent_at:
-            await self._give_orphans_back()
-        return len(claimed.runs), claimed.due_in_s
-
-    def _claim_failed(self, error: BaseException) -> None:
-        now = asyncio.get_running_loop().time()
-        self._ready = False
-        self.metrics.claims.labels("error").inc()
-        if not is_refusal(error):  # it may have been executed all the same, even later
-            self._doubt_until = now + self.settings.lease_s
-        if self._claim_error is None:
-            log.warning("claim_failed", error=brief(error))
-        self._claim_error = (self._claim_error[0] if self._claim_error else now, brief(error))
-
-    async def _give_orphans_back(self) -> None:
-        """Runs of a claim whose answer was lost: ours by the database's word, and nobody executes them."""
-        for row in await self.store.orphans(self._side_link, self.lease_owner):
-            if not self.keeper.holds(row["run_id"], row["lease_token"]):
-                run = Run(run_id=row["run_id"], kind=row["kind"], lease_token=row["lease_token"], attempt=row["attempt"])
-                entry = error_entry(run, Code.INTERRUPTED, "the answer to its claim was lost", None, self.lease_owner)
-                self.settler.put(
-                    Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False)
-                )
-                log.warning("orphan_given_back", run_id=str(run.run_id))
+    # From claim to outcome.
 
     def _free(self) -> int:
-        """Slots to claim for. Outcomes on their way count beyond one full set, so that they can't pile up."""
-        used = len(self._running) + len(self._waiting) + len(self._lingering)
+        """Runs to claim for. Outcomes on their way count beyond one full set, so that they can't pile up."""
         unwritten = max(0, self.settler.backlog - self.settings.concurrency)
-        return self.settings.concurrency + self.settings.prefetch - used - unwritten
+        return self.settings.concurrency + self.settings.prefetch - self.slots.used - unwritten
 
-    async def _pause(self, seconds: float) -> None:
-        """A pause that a stop ends, and a notification does not."""
-        ends_at = asyncio.get_running_loop().time() + seconds
-        while not self._stopping and (left_s := ends_at - asyncio.get_running_loop().time()) > 0:
-            self._wake.clear()
-            await is_set_within(self._wake, left_s)
-
-    # Executing.
-
-    def _take(self, run: Run) -> None:
-        self.metrics.claimed.labels(run.kind).inc()
-        self.metrics.pickup.labels(run.kind).observe(max(0.0, run.waited_s))
+    def _claimed(self, runs: list[Run], sent_at: float) -> None:
+        self.keeper.take(runs, sent_at)
         if self._stopping:
-            self.settler.put(released(run, self.lease_owner))
-        elif len(self._running) + len(self._lingering) >= self.settings.concurrency:
-            self._waiting.append(run)
-        else:
-            self._start(run)
-
-    def _start(self, run: Run) -> None:
-        loop = asyncio.get_running_loop()
-        attempt = Attempt(run, self._handlers[run.kind])
-        self._running[run.run_id] = attempt
-        attempt.started_at = loop.time()
-        attempt.task = loop.create_task(
-            execute(attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes),
-            name=f"run {run.run_id}",
-        )
-        attempt.task.add_done_callback(partial(self._ended, attempt))
-        if run.timeout_s is not None:
-            attempt.timer = loop.call_later(run.timeout_s, self._end, attempt, "timeout")
-        self._publish(run.run_id, run.kind, "running")
-
-    def _end(self, attempt: Attempt, why: Any) -> None:
-        """Cancel an attempt, and do without it if it does not end."""
-        attempt.end(why)
-        asyncio.get_running_loop().call_later(CANCEL_S, self._abandon, attempt)
-
-    def _abandon(self, attempt: Attempt) -> None:
-        """A handler that ignores its cancellation keeps its slot until it ends, and its run goes on without it."""
-        if attempt.task is None or attempt.task.done() or attempt in self._lingering:
+            for run in runs:
+                self.settler.put(released(run, self.lease_owner))
             return
-        frames = [f"{f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}" for f in attempt.task.get_stack()]
-        log.error(
-            "handler_ignores_cancellation", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why, at=frames
-        )
-        self._settle(attempt, outcome_of_end(attempt, self.lease_owner))
-        self._running.pop(attempt.run.run_id, None)
-        self._lingering.add(attempt)
-        self._slot_freed.set()
+        for kind, count in Counter(run.kind for run in runs).items():
+            self.metrics.claimed.labels(kind).inc(count)
+        observe = self.metrics.pickup.observe
+        for run in runs:
+            observe(run.kind, max(0.0, run.waited_s))
+        self.slots.put([Attempt(run, self._handlers[run.kind]) for run in runs])
 
-    def _ended(self, attempt: Attempt, task: "asyncio.Task[Outcome | None]") -> None:
-        run = attempt.run
-        if attempt.timer is not None:
-            attempt.timer.cancel()
-        if task.cancelled():  # before it could begin
-            outcome = outcome_of_end(attempt, self.lease_owner)
-        elif (error := task.exception()) is not None:
-            log.critical("execute_failed", run_id=str(run.run_id), error=repr(error))
-            outcome = released(run, self.lease_owner)
-        else:
-            outcome = task.result()
-        self._settle(attempt, outcome)
-        if self._running.get(run.run_id) is attempt:
-            del self._running[run.run_id]
-        self._lingering.discard(attempt)
-        if attempt.thread is not None and not attempt.thread.done():
-            self._linger(attempt)
-        self.metrics.execution.labels(run.kind).observe(asyncio.get_running_loop().time() - attempt.started_at)
-        self._slot_is_free()
+    def _orphan(self, row: Row) -> None:
+        """A run of a claim whose answer was lost: ours by the database's word, and nobody executes it."""
+        run = Run(row["run_id"], row["lease_token"], row["kind"], attempt=row["attempt"])
+        if self.keeper.holds(run.run_id, run.lease_token):
+            return
+        entry = error_entry(run, Code.INTERRUPTED, "the answer to its claim was lost", None, self.lease_owner)
+        self.settler.put(Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False))
+        log.warning("orphan_given_back", run_id=str(run.run_id))
 
-    def _linger(self, attempt: Attempt) -> None:
-        """A thread can't be cancelled: its slot is taken until it ends."""
-        loop = asyncio.get_running_loop()
-        self._lingering.add(attempt)
-        log.warning("thread_goes_on", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why)
+    def _execute(self, attempt: Attempt) -> Coroutine[Any, Any, Outcome | None]:
+        return execute(attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes)
 
-        def done() -> None:
-            self._lingering.discard(attempt)
-            self._slot_is_free()
-
-        def tell(_thread: object) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(done)
-
-        assert attempt.thread is not None
-        attempt.thread.add_done_callback(tell)
+    def _begun(self, attempt: Attempt) -> None:
+        if self._sink is not None:
+            self._publish(attempt.run.run_id, attempt.run.kind, "running")
 
     def _slot_is_free(self) -> None:
-        self._slot_freed.set()
-        while self._waiting and len(self._running) + len(self._lingering) < self.settings.concurrency:
-            self._start(self._waiting.popleft())
-        if self._more:
-            self._wake.set()
+        if self.claims.more:
+            self.claims.wake.set()
 
     # Settling.
 
-    def _settle(self, attempt: Attempt, outcome: Outcome | None) -> None:
-        if attempt.is_settled:
-            return
-        attempt.is_settled = True
+    def _ended(self, attempt: Attempt, outcome: Outcome | None) -> None:
+        if attempt.ended_at:
+            self.metrics.execution.observe(attempt.run.kind, attempt.ended_at - attempt.began_at)
         if outcome is None:
             self.keeper.drop(attempt.run.run_id, attempt.run.lease_token)
             return
@@ -386,13 +245,19 @@ class Conductor:
             )
         self.settler.put(outcome)
 
-    def _settled(self, outcome: Outcome) -> None:
-        self.keeper.drop(outcome.run_id, outcome.lease_token)
-        self.metrics.finished.labels(outcome.kind, str(outcome.to)).inc()
-        log.debug("run_settled", run_id=str(outcome.run_id), kind=outcome.kind, to=str(outcome.to))
-        self._publish(outcome.run_id, outcome.kind, str(outcome.to))
-        if outcome.to is State.PENDING or self._more:
-            self._wake.set()
+    def _settled(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            self.keeper.drop(outcome.run_id, outcome.lease_token)
+        for (kind, to), count in Counter((outcome.kind, outcome.to) for outcome in outcomes).items():
+            self.metrics.finished.labels(kind, str(to)).inc(count)
+        if is_debug():
+            for outcome in outcomes:
+                log.debug("run_settled", run_id=str(outcome.run_id), kind=outcome.kind, to=str(outcome.to))
+        if self._sink is not None:
+            for outcome in outcomes:
+                self._publish(outcome.run_id, outcome.kind, str(outcome.to))
+        if self.claims.more or any(outcome.to is State.PENDING for outcome in outcomes):
+            self.claims.wake.set()
 
     def _refused(self, outcome: Outcome) -> None:
         self.keeper.drop(outcome.run_id, outcome.lease_token)
@@ -403,13 +268,14 @@ class Conductor:
 
     def _lost(self, lost: dict[UUID, int], why: str) -> None:
         """Leases that are another's now, or may be soon: cancel what runs under them."""
+        self.slots.forget_waiting(lost)
         for run_id, token in lost.items():
-            attempt = self._running.get(run_id)
+            attempt = self.slots.get(run_id)
             if attempt is not None and attempt.run.lease_token == token:
                 self.metrics.lost.inc()
                 log.warning("lease_lost", run_id=str(run_id), kind=attempt.run.kind, why=why, lease_token=token)
                 # After a lapse nobody may have taken it yet: then the release is accepted, else it is refused.
-                self._end(attempt, "stopping" if why == "lapse" else "lost")
+                self.slots.end(attempt, "stopping" if why == "lapse" else "lost")
 
     def _heard(self, message: str) -> None:
         what, _, argument = message.partition(":")
@@ -417,19 +283,19 @@ class Conductor:
             self.leader.heard(message)
             return
         try:
-            attempt = self._running.get(UUID(argument))
+            attempt = self.slots.get(UUID(argument))
         except ValueError:
             return  # anybody may notify on our channel
         if attempt is not None:
             log.info("run_cancelled", run_id=argument, kind=attempt.run.kind)
-            self._end(attempt, "cancelled")
+            self.slots.end(attempt, "cancelled")
 
     # What a handler asks for (Desk), and what others see.
 
     async def write_progress(self, run: Run, progress: str) -> None:
         """Write a run's progress, fenced. Raises LeaseLost."""
         if not await self.store.progress(self._side_link, run, self.lease_owner, progress):
-            if (attempt := self._running.get(run.run_id)) is not None and attempt.run is run:
+            if (attempt := self.slots.get(run.run_id)) is not None and attempt.run is run:
                 self._lost({run.run_id: run.lease_token}, "progress")
             raise LeaseLost(run.run_id, during="progress")
         self._publish(run.run_id, run.kind, "progress")
@@ -461,26 +327,26 @@ class Conductor:
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone
         s = self.settings
         return (
-            self.lease_owner, socket.gethostname(), os.getpid(), version("notifyworker"), self._served.kinds, s.project_ids,
-            s.concurrency, len(self._running), "draining" if self._stopping else "running", s.shadow, has_presence,
+            self.lease_owner, socket.gethostname(), os.getpid(), version("notifyworker"), list(self._handlers), s.project_ids,
+            s.concurrency, self.slots.running, "draining" if self._stopping else "running", s.shadow, has_presence,
             s.presumed_dead_s, s.lease_s, s.heartbeat_interval_s,
         )  # fmt: skip
 
     @property
     def lingering(self) -> int:
         """Handlers that ignored their end and go on."""
-        return len(self._lingering)
+        return self.slots.lingering
 
     def is_ready(self) -> bool:
         """Whether it claims: not while starting, stopping, or without a database."""
-        return self._ready and not self._stopping
+        return self.claims.is_claiming
 
     def health(self) -> list[str]:
         """Reasons why this worker does not do its job; empty if it does. From memory."""
         now = asyncio.get_running_loop().time()
         reasons = []
-        if self._claim_error is not None:
-            since, why = self._claim_error
+        if self.claims.error is not None:
+            since, why = self.claims.error
             reasons.append(f"no run could be claimed for {now - since:.0f} s: {why}")
         beat_age_s = self.keeper.beat_age_s()
         if beat_age_s > 2 * self.settings.heartbeat_interval_s:

@@ -7,6 +7,7 @@ does not keep up loses the oldest, and is told how many.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -24,16 +25,17 @@ _HEADERS = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 class Events:
     """One publisher, the worker, and its listeners. All of it belongs to the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, listen: Callable[[bool], None]) -> None:
+        """`listen` is told whether anybody listens, so that a worker makes no event that nobody wants."""
+        self._listen = listen
         self._listeners: set[_Listener] = set()
         self._closed = False
 
     def publish(self, event: dict[str, object]) -> None:
-        """Send to all. Costs nothing while nobody listens, and never waits."""
-        if self._listeners:
-            text = b"event: run\ndata: " + dumps(event) + b"\n\n"
-            for listener in self._listeners:
-                listener.put(text)
+        """Send to all. Never waits."""
+        text = b"event: run\ndata: " + dumps(event) + b"\n\n"
+        for listener in self._listeners:
+            listener.put(text)
 
     def close(self) -> None:
         """End all streams at once, also one that is stuck in a write."""
@@ -51,6 +53,7 @@ class Events:
             raise Problem(503, "Service Unavailable", f"{LISTENERS} listen already", headers={"Retry-After": "15"})
         listener = _Listener(request, response)
         self._listeners.add(listener)  # before the head is sent: who has read it misses nothing
+        self._listen(len(self._listeners) > 0)
         try:
             await response.prepare(request)
             await listener.write(b"retry: 2000\n\n")
@@ -61,6 +64,7 @@ class Events:
                 request.transport.abort()
         finally:
             self._listeners.discard(listener)
+            self._listen(len(self._listeners) > 0)
         return response
 
 

@@ -29,7 +29,7 @@ class Sidecar:
         self._settings = worker.settings
         self._token = self._settings.token.get_secret_value() if self._settings.token else None
         self._pool = Pool(worker.dsn, self._settings.schema_name)
-        self._events = Events()
+        self._events = Events(lambda is_heard: worker.publish_to(self.publish if is_heard else None))
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._port = self._settings.port
@@ -57,7 +57,6 @@ class Sidecar:
         except BaseException:
             await self.stop()
             raise
-        self._worker.publish_to(self.publish)
         log.info("sidecar_listening", url=self.url)
 
     async def stop(self) -> None:

@@ -1,0 +1,171 @@
+"""
+The claim loop: look when woken, take what the free slots hold, sleep until something is due.
+
+`wake` is set by a notification, a slot that freed, a reconnect, a stop; it is cleared before looking, so that none of
+them is lost during a look.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+from notifyworker.database import DatabaseError, Link, brief, is_refusal
+from notifyworker.lanes import Key, Lanes
+from notifyworker.observe import Metrics, log
+from notifyworker.pause import Backoff, is_set_within
+from notifyworker.run import Desk, Run
+from notifyworker.settings import Settings
+from notifyworker.store import Row, Served, Store
+
+#: One claim takes half of the free slots from here on, so that the next is on its way while those runs are executed.
+_HALVED_FROM = 128
+
+
+class Claims:
+    """
+    One worker's claims.
+
+    `free` tells how many runs may be claimed now. `on_claimed` gets the runs of a claim, and the moment in
+    time.monotonic() at which it was sent. `on_orphan` gets a row of orphans.sql for each run that is this worker's by
+    the database's word and of which it knows nothing.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        links: tuple[Link, Link],
+        served: Served,
+        lease_owner: str,
+        *,
+        metrics: Metrics,
+        desk: Desk,
+        free: Callable[[], int],
+        on_claimed: Callable[[list[Run], float], None],
+        on_orphan: Callable[[Row], None],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._link, self._side_link = links
+        self._served = served
+        self._lease_owner = lease_owner
+        self._metrics = metrics
+        self._desk = desk
+        self._free = free
+        self._on_claimed = on_claimed
+        self._on_orphan = on_orphan
+        self.wake = asyncio.Event()
+        #: Whether there may be more that is ready than the last claim took: then a slot that frees is worth a claim.
+        self.more = True
+        #: Since when, in time.monotonic(), and why nothing can be claimed.
+        self.error: tuple[float, str] | None = None
+        self.is_claiming = False
+        self._lanes = Lanes()
+        self._stopping = False
+        self._doubt_until = 0.0
+        self._clock = asyncio.get_running_loop().time
+
+    def stop(self) -> None:
+        """Claim no more; what is on its way is still taken."""
+        self._stopping = True
+        self.is_claiming = False
+        self.wake.set()
+
+    def lower(self, to: datetime) -> None:
+        """Read all lanes from this place on: something has become visible there only now."""
+        self._lanes.lower(to)
+
+    async def run(self) -> None:
+        """Claim until stopped."""
+        backoff = Backoff()
+        was_woken = False
+        while not self._stopping:
+            self.wake.clear()
+            try:
+                pause_s = await self._round(was_woken=was_woken)
+            except DatabaseError as error:
+                self._failed(error)
+                await self._pause(backoff.next_s())
+                was_woken = False
+                continue
+            backoff.reset()
+            self.error, self.is_claiming = None, not self._stopping
+            was_woken = pause_s <= 0 or await is_set_within(self.wake, pause_s)
+            if not was_woken:
+                self._metrics.wakes.labels("poll" if pause_s >= self._settings.poll_interval_s else "due").inc()
+
+    async def _round(self, *, was_woken: bool) -> float:
+        """
+        Claim what is ready; return for how many seconds there is nothing to do unless woken.
+
+        Woken, it claims first: what woke it lies most probably in a lane that it knows. Then comes the look from the
+        beginning, which finds the rest, and when the next run is due.
+        """
+        poll_s = self._settings.poll_interval_s
+        if self._free() <= 0:
+            self.more = True
+            return poll_s  # a freed slot sets the event
+        if was_woken and len(self._lanes) and await self._claim():
+            return 0.0
+        if (look_in_s := self._lanes.look_is_due_in_s(self._clock())) > 0:
+            return min(poll_s, look_in_s)
+        is_ready, due_in_s = await self._look()
+        if is_ready and self._free() > 0 and await self._claim():
+            return 0.0
+        return min(poll_s, due_in_s)
+
+    async def _look(self) -> tuple[bool, float]:
+        """Look from the beginning. Tell whether a run is ready, and after how many seconds the next is due."""
+        began = self._clock()
+        rows = await self._store.lanes(self._link, self._served)
+        seen = [(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"]) for row in rows]
+        is_ready = self._lanes.looked(seen, began, self._clock())
+        due_in_s = min((row["due_in_s"] for row in rows if row["due_in_s"] is not None), default=float("inf"))
+        return is_ready, max(0.001, due_in_s)
+
+    async def _claim(self) -> bool:
+        """Claim from the marks on. Tell whether there may be more."""
+        free = self._free()
+        limit = free if free < _HALVED_FROM else (free + 1) // 2
+        lanes = self._lanes.to_read()
+        sent_at = self._clock()
+        runs = await self._store.claim(
+            self._link, self._served, lanes, limit=limit, lease_owner=self._lease_owner, lease_s=self._settings.lease_s,
+            enforce_shadow=self._settings.shadow == "enforce", desk=self._desk,
+        )  # fmt: skip
+        self._metrics.claims.labels("some" if runs else "none").inc()
+        self.more = len(runs) == limit
+        if runs:
+            self._note_marks(runs)
+            self._on_claimed(runs, sent_at)
+        if not self.more:
+            self._lanes.exhausted(lanes)
+        if self._doubt_until > sent_at:
+            for row in await self._store.orphans(self._side_link, self._lease_owner):
+                self._on_orphan(row)
+        return self.more
+
+    def _note_marks(self, runs: list[Run]) -> None:
+        last: dict[Key, datetime] = {}
+        for run in runs:
+            assert run.run_at is not None
+            last[run.kind, run.project_id, -run.priority] = run.run_at  # a lane's runs come in the order of run_at
+        for key, run_at in last.items():
+            self._lanes.found(key, run_at)
+
+    def _failed(self, error: BaseException) -> None:
+        now = self._clock()
+        self.is_claiming = False
+        self._metrics.claims.labels("error").inc()
+        if not is_refusal(error):  # it may have been executed all the same, even later
+            self._doubt_until = now + self._settings.lease_s
+        if self.error is None:
+            log.warning("claim_failed", error=brief(error))
+        self.error = (self.error[0] if self.error else now, brief(error))
+
+    async def _pause(self, seconds: float) -> None:
+        """A pause that a stop ends, and a notification does not."""
+        ends_at = self._clock() + seconds
+        while not self._stopping and (left_s := ends_at - self._clock()) > 0:
+            self.wake.clear()
+            await is_set_within(self.wake, left_s)

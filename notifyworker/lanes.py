@@ -1,0 +1,114 @@
+"""
+Where to look for work: the lanes that a worker knows, and from which place on each is read.
+
+A lane is what the claim's index leads with: kind, project and priority; within it runs are in the order of `run_at`.
+While any session of the server holds an old snapshot (a report, a dump, a transaction that was forgotten), nothing
+that was claimed can be vacuumed, and a claim that reads a lane from its beginning walks over all of it again: this is
+how queues on Postgres collapse. So a claim reads each lane from its *mark*, the place where the last one found
+something. What lies below a mark all the same, since it was committed late or carries an old `run_at`, is found in
+one of two ways: somebody tells how far back it lies (`lower`), or the next look from the beginning finds it. Such a
+look costs a fraction of a millisecond as a rule and much more over many dead rows, so it is made whenever it takes
+less than a twentieth of the time.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+#: Transactions commit in another order than they begin in: a mark stays so far behind what was found.
+SLACK = timedelta(milliseconds=50)
+#: The part of the time that looks from the beginning may take.
+LOOK_SHARE = 0.05
+#: How many lanes one claim reads, and how many without a run are remembered.
+LANES_A_CLAIM = 256
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Key = tuple[str, str, int]
+
+
+@dataclass(slots=True)
+class Lane:
+    """One lane: its key, and the place from which it is read. `rank` is the negative priority: lower goes first."""
+
+    kind: str
+    project_id: str
+    rank: int
+    mark: datetime
+    is_ready: bool = True
+    order: tuple[int, datetime] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Fix its place among the others until the next look."""
+        self.order = self.rank, self.mark
+
+    @property
+    def read_from(self) -> datetime:
+        """The place from which a claim reads it."""
+        return max(_EPOCH, self.mark - SLACK)
+
+
+class Lanes:
+    """The lanes of one reader. `now` is time.monotonic()."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[Key, Lane] = {}
+        self._in_order: list[Lane] = []
+        self._look_again_at = 0.0
+        #: Seconds that the last look from the beginning took.
+        self.look_took_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def to_read(self) -> Sequence[Lane]:
+        """Lanes in the order in which a claim reads them: higher priority first, then by the age of their heads."""
+        if len(self._in_order) <= LANES_A_CLAIM:
+            return self._in_order
+        return [lane for lane in self._in_order if lane.is_ready][:LANES_A_CLAIM]
+
+    def look_is_due_in_s(self, now: float) -> float:
+        """Seconds until the next look from the beginning may be made; 0: now."""
+        return max(0.0, self._look_again_at - now)
+
+    def looked(self, seen: Iterable[tuple[str, str, int, datetime, bool]], began: float, now: float) -> bool:
+        """Take note of a look from the beginning: kind, project, rank, mark, whether a run is ready. Tell if any is."""
+        self.look_took_s = now - began
+        self._look_again_at = now + self.look_took_s * (1 / LOOK_SHARE - 1)
+        for lane in self._lanes.values():
+            lane.is_ready = False
+        any_ready = False
+        for kind, project_id, rank, mark, is_ready in seen:
+            known = self._lanes.get((kind, project_id, rank))
+            if known is None:
+                self._lanes[kind, project_id, rank] = Lane(kind, project_id, rank, mark, is_ready)
+            elif is_ready:
+                known.mark, known.is_ready, known.order = mark, True, (rank, mark)
+            any_ready = any_ready or is_ready
+        if len(self._lanes) > LANES_A_CLAIM:
+            self._forget()
+        self._in_order = sorted(self._lanes.values(), key=lambda lane: lane.order)
+        return any_ready
+
+    def found(self, key: Key, run_at: datetime) -> None:
+        """Take note of what was found in a lane: the furthest `run_at`."""
+        lane = self._lanes.get(key)
+        if lane is not None and run_at > lane.mark:
+            lane.mark = run_at
+
+    def exhausted(self, lanes: Iterable[Lane]) -> None:
+        """Take note that a claim found no more in any of these."""
+        for lane in lanes:
+            lane.is_ready = False
+
+    def lower(self, to: datetime) -> None:
+        """Something that lies as far back as this has only now become visible."""
+        for lane in self._lanes.values():
+            if lane.mark > to:
+                lane.mark = to
+                lane.is_ready = True
+
+    def _forget(self) -> None:
+        """Drop the lanes without a run that were used the longest ago, beyond the number that one claim reads."""
+        idle = sorted((lane.mark, key) for key, lane in self._lanes.items() if not lane.is_ready)
+        for _, key in idle[: max(0, len(self._lanes) - LANES_A_CLAIM)]:
+            del self._lanes[key]

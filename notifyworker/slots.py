@@ -1,0 +1,225 @@
+"""
+Executes up to `size` runs at once.
+
+A slot is a task that lives longer than a run: it takes one run after the other, so that a run costs no task of its
+own, and a handler that never waits does not even cost a turn of the event loop. Whatever a handler could leave behind
+in its task (a context variable, a cancellation that was asked for) ends the slot, and the next run gets a new one.
+"""
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from uuid import UUID
+
+from notifyworker.execute import Attempt, Why, outcome_of_end, released
+from notifyworker.observe import log
+from notifyworker.run import Outcome, Run
+from notifyworker.settings import CANCEL_S
+
+_TURN_S = 0.005  # after so long a slot lets others have the event loop
+
+
+class Slots:
+    """
+    The runs that are executed here, and those that wait for a slot.
+
+    `on_begun` is called when an attempt begins, `on_ended` once for each attempt with its outcome (None: nothing is to
+    be written), `on_free` when a slot has become free.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        execute: Callable[[Attempt], Awaitable[Outcome | None]],
+        *,
+        worker: str,
+        on_begun: Callable[[Attempt], None],
+        on_ended: Callable[[Attempt, Outcome | None], None],
+        on_free: Callable[[], None],
+    ) -> None:
+        self._size = size
+        self._execute = execute
+        self._worker = worker
+        self._on_begun = on_begun
+        self._on_ended = on_ended
+        self._on_free = on_free
+        self._waiting: deque[Attempt] = deque()
+        self._running: dict[UUID, Attempt] = {}
+        self._lingering: set[Attempt] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: list[asyncio.Future[None]] = []
+        self._is_starting = False
+        self._freed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def used(self) -> int:
+        """Slots that are taken, or will be by runs that wait for one."""
+        return len(self._running) + len(self._waiting) + len(self._lingering)
+
+    @property
+    def running(self) -> int:
+        """How many runs are executed now."""
+        return len(self._running)
+
+    @property
+    def lingering(self) -> int:
+        """Handlers that ignored their end and go on; each takes a slot until it ends."""
+        return len(self._lingering)
+
+    def get(self, run_id: UUID) -> Attempt | None:
+        """Return the attempt that is executed for this run, if there is one."""
+        return self._running.get(run_id)
+
+    def put(self, attempts: Iterable[Attempt]) -> None:
+        """Execute these as slots allow."""
+        self._waiting.extend(attempts)
+        self._start_another()
+
+    def take_waiting(self) -> list[Run]:
+        """Take back the runs that were not yet begun."""
+        runs = [attempt.run for attempt in self._waiting]
+        self._waiting.clear()
+        return runs
+
+    def forget_waiting(self, run_ids: Collection[UUID]) -> None:
+        """Do not begin these: they are no longer ours."""
+        if self._waiting:
+            self._waiting = deque(attempt for attempt in self._waiting if attempt.run.run_id not in run_ids)
+
+    async def all_ended(self) -> None:
+        """Return when nothing is executed any more."""
+        while self._running:
+            self._freed.clear()
+            await self._freed.wait()
+
+    def end(self, attempt: Attempt, why: Why) -> None:
+        """Cancel an attempt, and do without it if it does not end."""
+        attempt.end(why)
+        self._loop.call_later(CANCEL_S, self._abandon, attempt)
+
+    async def end_all(self, why: Why, finished: "asyncio.Future[None]", *, grace_s: float) -> None:
+        """Cancel all attempts, and do without those that have not ended after `grace_s` seconds."""
+        attempts = list(self._running.values())
+        for attempt in attempts:
+            attempt.end(why)
+        await asyncio.wait({finished}, timeout=grace_s)
+        for attempt in attempts:
+            self._abandon(attempt)
+
+    async def close(self) -> None:
+        """End the slots that wait for runs. Those whose handler goes on are left to it."""
+        stuck = {attempt.task for attempt in self._lingering}
+        ending = [task for task in self._tasks if task not in stuck]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
+    def _start_another(self) -> None:
+        """
+        Start one more slot for what waits, one at a time.
+
+        Each slot starts the next before it executes, so that no run waits behind a handler that waits, while handlers
+        that do not wait are all executed by one.
+        """
+        if self._is_starting or not self._may_begin():
+            return
+        self._is_starting = True
+        if self._idle:
+            self._idle.pop().set_result(None)
+            return
+        task = self._loop.create_task(self._slot(), name="notifyworker slot")
+        self._tasks.add(task)
+        task.add_done_callback(self._slot_ended)
+
+    def _may_begin(self) -> bool:
+        return bool(self._waiting) and len(self._running) + len(self._lingering) < self._size
+
+    async def _slot(self) -> None:
+        self._is_starting = False
+        clean = contextvars.copy_context()
+        turn_ends_at = self._loop.time() + _TURN_S
+        while True:
+            if not self._may_begin():
+                idle = self._loop.create_future()
+                self._idle.append(idle)
+                await idle
+                self._is_starting = False
+                turn_ends_at = self._loop.time() + _TURN_S
+                continue
+            attempt = self._waiting.popleft()
+            self._begin(attempt)
+            self._start_another()
+            try:
+                outcome = await self._execute(attempt)
+            except Exception as error:  # noqa: BLE001 - a mistake of ours: it costs this run its attempt, not its siblings
+                log.critical("execute_failed", run_id=str(attempt.run.run_id), error=repr(error))
+                outcome = released(attempt.run, self._worker)
+            self._ended(attempt, outcome)
+            if attempt.why is not None or contextvars.copy_context() != clean:
+                return
+            if attempt.ended_at > turn_ends_at:
+                await asyncio.sleep(0)
+                turn_ends_at = self._loop.time() + _TURN_S
+
+    def _slot_ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        self._start_another()
+
+    def _begin(self, attempt: Attempt) -> None:
+        run = attempt.run
+        attempt.task = asyncio.current_task()
+        attempt.began_at = self._loop.time()
+        self._running[run.run_id] = attempt
+        if run.timeout_s is not None:
+            attempt.timer = self._loop.call_later(run.timeout_s, self.end, attempt, "timeout")
+        self._on_begun(attempt)
+
+    def _ended(self, attempt: Attempt, outcome: Outcome | None) -> None:
+        attempt.ended_at = self._loop.time()
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        self._settle(attempt, outcome)
+        if self._running.get(attempt.run.run_id) is attempt:
+            del self._running[attempt.run.run_id]
+        self._lingering.discard(attempt)
+        if attempt.thread is not None and not attempt.thread.done():
+            self._linger(attempt)
+        self._freed.set()
+        self._on_free()
+
+    def _settle(self, attempt: Attempt, outcome: Outcome | None) -> None:
+        if not attempt.is_settled:
+            attempt.is_settled = True
+            self._on_ended(attempt, outcome)
+
+    def _abandon(self, attempt: Attempt) -> None:
+        """A handler that ignores its cancellation keeps its slot until it ends, and its run goes on without it."""
+        if attempt.is_settled or attempt.task is None or attempt in self._lingering:
+            return
+        frames = [f"{f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}" for f in attempt.task.get_stack()]
+        log.error(
+            "handler_ignores_cancellation", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why, at=frames
+        )
+        self._settle(attempt, outcome_of_end(attempt, self._worker))
+        self._running.pop(attempt.run.run_id, None)
+        self._lingering.add(attempt)
+        self._freed.set()
+
+    def _linger(self, attempt: Attempt) -> None:
+        """A thread can't be cancelled: its slot is taken until it ends."""
+        self._lingering.add(attempt)
+        log.warning("thread_goes_on", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why)
+
+        def done() -> None:
+            self._lingering.discard(attempt)
+            self._start_another()
+            self._on_free()
+
+        def tell(_thread: object) -> None:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(done)
+
+        assert attempt.thread is not None
+        attempt.thread.add_done_callback(tell)

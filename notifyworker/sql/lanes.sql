@@ -1,0 +1,30 @@
+-- All lanes that have a pending run, with their heads: a skip scan, from the head of one lane of the index straight to
+-- the head of the next. It looks from the beginning of each lane, so that it finds what the marks of a claim would pass
+-- by. Runs that somebody has just claimed show here until that claim has committed.
+-- $1 kinds, $2 project ids (null: all)
+WITH RECURSIVE lane AS (
+    SELECT first.*
+      FROM unnest($1::text[]) AS served (kind), LATERAL (
+          SELECT r.kind, r.project_id, -r.priority::int AS rank, r.run_at
+            FROM {schema}.runs AS r
+           WHERE r.state = 'pending' AND r.kind = served.kind
+           ORDER BY r.kind, r.project_id, -r.priority::int, r.run_at LIMIT 1) AS first
+    UNION ALL
+    SELECT next.*
+      FROM lane, LATERAL (
+          SELECT r.kind, r.project_id, -r.priority::int AS rank, r.run_at
+            FROM {schema}.runs AS r
+           WHERE r.state = 'pending' AND r.kind = lane.kind
+             AND (r.project_id, -r.priority::int) > (lane.project_id, lane.rank)
+           ORDER BY r.project_id, -r.priority::int, r.run_at LIMIT 1) AS next
+)
+SELECT l.kind, l.project_id, l.rank, least(l.run_at, now()) AS mark, l.run_at <= now() AS is_ready,
+       date_part('epoch', CASE WHEN l.run_at > now() THEN l.run_at ELSE (
+           -- Behind what is ready: when the next one is due.
+           SELECT r.run_at
+             FROM {schema}.runs AS r
+            WHERE r.state = 'pending' AND r.kind = l.kind AND r.project_id = l.project_id
+              AND -r.priority::int = l.rank AND r.run_at > now()
+            ORDER BY r.run_at LIMIT 1) END - now()) AS due_in_s
+  FROM lane AS l
+ WHERE $2::text[] IS NULL OR l.project_id = ANY ($2::text[])
