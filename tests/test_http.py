@@ -528,7 +528,6 @@ async def frame(response: aiohttp.ClientResponse) -> str:
 async def test_events_reach_a_listener_and_end_with_the_sidecar(dsn: str) -> None:
     async with serve(dsn) as ask:
         assert ask.worker.sink is None  # nobody listens: the worker makes no event
-        ask.worker.sink({"run_id": "before", "state": "running"})
         async with ask.session.get(ask.sidecar.url + "/events") as response:
             assert response.headers["Content-Type"] == "text/event-stream"
             assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -543,6 +542,7 @@ async def test_events_reach_a_listener_and_end_with_the_sidecar(dsn: str) -> Non
             async with asyncio.timeout(1):
                 await ask.sidecar.stop()
                 await response.content.read()
+        await eventually(lambda: ask.worker.sink is None)
 
 
 async def test_a_ping_keeps_a_silent_stream_open(ask: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
