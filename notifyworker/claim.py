@@ -129,10 +129,12 @@ class Claims:
         limit = free if free < _HALVED_FROM else (free + 1) // 2
         lanes = self._lanes.to_read()
         sent_at = self._clock()
+        slack = self._lanes.slack(sent_at)
         runs = await self._store.claim(
-            self._link, self._served, lanes, limit=limit, lease_owner=self._lease_owner, lease_s=self._settings.lease_s,
+            self._link, self._served, lanes, slack, limit=limit, lease_owner=self._lease_owner, lease_s=self._settings.lease_s,
             enforce_shadow=self._settings.shadow == "enforce", desk=self._desk,
         )  # fmt: skip
+        self._lanes.read(slack, sent_at, self._clock())
         self._metrics.claims.labels("some" if runs else "none").inc()
         self.more = len(runs) == limit
         if runs:

@@ -64,7 +64,7 @@ async def home(dsn: str, schema: str) -> str:  # noqa: ARG001 - the seam; on one
     return dsn
 
 
-async def connect(dsn: str, *, schema: str, purpose: str) -> Connection:
+async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: int = 30) -> Connection:
     """
     Open a connection within CONNECT_S seconds.
 
@@ -73,9 +73,10 @@ async def connect(dsn: str, *, schema: str, purpose: str) -> Connection:
     """
     where = await home(dsn, schema)
     name = f"notifyworker {purpose}"
+    session = {**_SESSION, "application_name": name, "statement_timeout": f"{longest_statement_s}s"}
     try:
         try:
-            connection = await asyncpg.connect(where, timeout=CONNECT_S, server_settings={"application_name": name, **_SESSION})
+            connection = await asyncpg.connect(where, timeout=CONNECT_S, server_settings=session)
         except asyncpg.ProtocolViolationError:
             connection = await asyncpg.connect(
                 where, timeout=CONNECT_S, statement_cache_size=0, server_settings={"application_name": name}
@@ -98,7 +99,6 @@ _SESSION = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20s",
     "client_connection_check_interval": "2s",
-    "statement_timeout": "30s",
     "lock_timeout": "2s",
     "idle_in_transaction_session_timeout": "60s",
     "idle_session_timeout": "0",

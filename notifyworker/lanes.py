@@ -6,17 +6,20 @@ While any session of the server holds an old snapshot (a report, a dump, a trans
 that was claimed can be vacuumed, and a claim that reads a lane from its beginning walks over all of it again: this is
 how queues on Postgres collapse. So a claim reads each lane from its *mark*, the place where the last one found
 something. What lies below a mark all the same, since it was committed late or carries an old `run_at`, is found in
-one of two ways: somebody tells how far back it lies (`lower`), or the next look from the beginning finds it. Such a
-look costs a fraction of a millisecond as a rule and much more over many dead rows, so it is made whenever it takes
-less than a twentieth of the time.
+one of three ways: somebody tells how far back it lies (`lower`: a notification says it, and so does a leader that has
+seen a transaction stay open); a claim now and then reads from farther back (`slack`); or a look from the beginning
+finds it. Such a look costs a fraction of a millisecond as a rule and much more over many dead rows, so it is made
+whenever it takes less than a twentieth of the time.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-#: Transactions commit in another order than they begin in: a mark stays so far behind what was found.
-SLACK = timedelta(milliseconds=50)
+#: Transactions commit in another order than they begin in: a lane is read from so far before its mark; and from so
+#: much farther now and then, while looks from the beginning are rare.
+SLACK, WIDE_SLACK = timedelta(milliseconds=50), timedelta(seconds=2)
+_RARE_S = 0.2
 #: The part of the time that looks from the beginning may take.
 LOOK_SHARE = 0.05
 #: How many lanes one claim reads, and how many without a run are remembered.
@@ -41,10 +44,9 @@ class Lane:
         """Fix its place among the others until the next look."""
         self.order = self.rank, self.mark
 
-    @property
-    def read_from(self) -> datetime:
-        """The place from which a claim reads it."""
-        return max(_EPOCH, self.mark - SLACK)
+    def read_from(self, slack: timedelta) -> datetime:
+        """The place from which it is read."""
+        return max(_EPOCH, self.mark - slack)
 
 
 class Lanes:
@@ -54,6 +56,7 @@ class Lanes:
         self._lanes: dict[Key, Lane] = {}
         self._in_order: list[Lane] = []
         self._look_again_at = 0.0
+        self._wide_again_at = 0.0
         #: Seconds that the last look from the beginning took.
         self.look_took_s = 0.0
 
@@ -69,6 +72,16 @@ class Lanes:
     def look_is_due_in_s(self, now: float) -> float:
         """Seconds until the next look from the beginning may be made; 0: now."""
         return max(0.0, self._look_again_at - now)
+
+    def slack(self, now: float) -> timedelta:
+        """From how far before the marks to read now."""
+        is_rare = self._look_again_at - now > _RARE_S
+        return WIDE_SLACK if is_rare and now >= self._wide_again_at else SLACK
+
+    def read(self, slack: timedelta, began: float, now: float) -> None:
+        """Take note of how long it took to read."""
+        if slack is WIDE_SLACK:
+            self._wide_again_at = now + (now - began) * (1 / LOOK_SHARE - 1)
 
     def looked(self, seen: Iterable[tuple[str, str, int, datetime, bool]], began: float, now: float) -> bool:
         """Take note of a look from the beginning: kind, project, rank, mark, whether a run is ready. Tell if any is."""

@@ -12,13 +12,16 @@ an insert from it would read the gate wrongly.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
 
 from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, connect
+from notifyworker.lanes import Key, Lanes
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.store import Store
@@ -27,6 +30,7 @@ LOOK_S = 2.5  # an idle worker may send one query a second in all: this is the l
 LOOK_DEADLINE_S = 3.0
 _QUIET_TICKS = 5
 _SLOWEST_TICK_S = 0.02
+_SILENT_LOOK_S = 0.5
 _NO_SESSION_LOCKS_S = 60.0
 
 
@@ -46,11 +50,18 @@ class Leader:
         self._burst = asyncio.Event()
         self._other_coalesces = False
         self._holds_coalesced = False
-        self._heads: frozenset[UUID] = frozenset()
+        self._lanes = Lanes()
+        self._heads: dict[Key, UUID] = {}
+        # Transactions that insert in silence: when each was first seen, and whether a second time.
+        self._silent: dict[str, tuple[datetime, bool]] = {}
+        self._silent_look_at = 0.0
+        self._clock = time.monotonic
         self.mode: Literal["follower", "arming", "armed", "coalesced"] = "follower"
         self.queue_usage = 0.0
         #: Called with each look's absent owners while leading, and with nothing when leadership ends.
         self.on_absent: Callable[[Sequence[str]], None] = lambda _owners: None
+        #: Called with each look's number of dead rows in the live table, and with 0 when leadership ends.
+        self.on_dead_rows: Callable[[int], None] = lambda _number: None
         #: Called with the mode when it has changed.
         self.on_mode: Callable[[str], None] = lambda _mode: None
 
@@ -146,18 +157,52 @@ class Leader:
         if self._holds_coalesced:
             await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.coalesced)
             self._holds_coalesced = False
+        self._silent_look_at = 0.0
         await self._look_and_wake()
         await self._notify("armed")
 
     async def _look_and_wake(self) -> bool:
         """Wake the fleet if some lane has another head than at the last look; a backlog nobody takes stays quiet."""
-        heads = frozenset(await self._store.ready(self._opened()))
-        is_new = bool(heads - self._heads)
-        self._heads = heads
+        began = self._clock()
+        if began >= self._silent_look_at:
+            self._silent_look_at = began + _SILENT_LOOK_S
+            await self._look_for_silent()
+        before = self._heads
+        if self._lanes.look_is_due_in_s(began) <= 0:
+            rows = await self._store.ready(self._opened())
+            seen = [(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"]) for row in rows]
+            self._lanes.looked(seen, began, self._clock())
+            self._heads = {(row["kind"], row["project_id"], row["rank"]): row["run_id"] for row in rows if row["is_ready"]}
+        else:
+            slack = self._lanes.slack(began)
+            rows = await self._store.ready_since(self._opened(), self._lanes.to_read(), slack)
+            self._lanes.read(slack, began, self._clock())
+            self._heads = {(row["kind"], row["project_id"], row["rank"]): row["run_id"] for row in rows}
+            for row in rows:
+                self._lanes.found((row["kind"], row["project_id"], row["rank"]), row["mark"])
+        is_new = any(before.get(lane) != head for lane, head in self._heads.items())
         if is_new:
             self._wake.set()
             await self._notify("")
         return is_new
+
+    async def _look_for_silent(self) -> None:
+        """
+        Tell the fleet how far back to look when a transaction that had inserted in silence has ended late.
+
+        What was seen at one look only has lived for less than two of their periods, and lies within the wide slack.
+        """
+        now_silent = await self._store.silent(self._opened())
+        late = [first for name, (first, again) in self._silent.items() if again and name not in now_silent]
+        self._silent = {
+            name: (self._silent[name][0], True) if name in self._silent else (seen_at, False)
+            for name, seen_at in now_silent.items()
+        }
+        if late:
+            oldest = min(late) - timedelta(seconds=2 * _SILENT_LOOK_S)
+            self._lanes.lower(oldest)
+            self._wake.set()
+            await self._notify(f"at:{oldest.timestamp():.6f}")
 
     async def _look_at_fleet(self) -> None:
         look = await self._store.absent(self._opened())
@@ -167,6 +212,7 @@ class Leader:
             message = "this server is a standby now"
             raise asyncpg.InterfaceError(message)
         self.on_absent(look["absent"])
+        self.on_dead_rows(look["dead_rows"])
 
     async def _take(self, lock: int) -> bool:
         try:
@@ -194,9 +240,10 @@ class Leader:
         self._metrics.leading.set(self.is_leading)
         self._metrics.coalescing.set(mode == "coalesced")
         if mode == "follower":
-            self._heads = frozenset()
+            self._lanes, self._heads, self._silent = Lanes(), {}, {}
             self._holds_coalesced = False
             self.on_absent([])
+            self.on_dead_rows(0)
         self.on_mode(mode)
         log.log(20 if "follower" in (was, mode) else 10, "wake_mode", mode=mode, was=was)
 

@@ -113,6 +113,7 @@ class Metrics:
         )
         self.stalls = Counter("notifyworker_loop_stalls", "Times the event loop was found not turning.", registry=registry)
         self.reaped = Counter("notifyworker_reaped", "Runs taken from workers.", ["reason", "became"], registry=registry)
+        self.vacuums = Counter("notifyworker_vacuums", "Times this worker vacuumed the live table as leader.", registry=registry)
         self.database_errors = Counter(
             "notifyworker_database_errors", "Statements that failed, by loop.", ["loop"], registry=registry
         )

@@ -138,6 +138,7 @@ class Slots:
 
     async def _slot(self) -> None:
         self._is_starting = False
+        me = asyncio.current_task()
         clean = contextvars.copy_context()
         turn_ends_at = self._loop.time() + _TURN_S
         while True:
@@ -149,6 +150,7 @@ class Slots:
                 turn_ends_at = self._loop.time() + _TURN_S
                 continue
             attempt = self._waiting.popleft()
+            attempt.task = me
             self._begin(attempt)
             self._start_another()
             try:
@@ -169,7 +171,6 @@ class Slots:
 
     def _begin(self, attempt: Attempt) -> None:
         run = attempt.run
-        attempt.task = asyncio.current_task()
         attempt.began_at = self._loop.time()
         self._running[run.run_id] = attempt
         if run.timeout_s is not None:

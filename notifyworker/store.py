@@ -7,7 +7,7 @@ anything.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from importlib import resources
 from typing import Any, TypeAlias
@@ -100,6 +100,7 @@ class Store:
         on: Queryable,
         served: Served,
         lanes: Sequence[Lane],
+        slack: timedelta,
         *,
         limit: int,
         lease_owner: str,
@@ -111,7 +112,7 @@ class Store:
         rows = await on.fetch(
             self._sql["claim"],
             [lane.kind for lane in lanes], [lane.project_id for lane in lanes], [lane.rank for lane in lanes],
-            [lane.read_from for lane in lanes], [served.max_attempts[lane.kind] for lane in lanes],
+            [lane.read_from(slack) for lane in lanes], [served.max_attempts[lane.kind] for lane in lanes],
             [served.timeouts_s[lane.kind] for lane in lanes], limit, lease_owner, lease_s, enforce_shadow,
         )  # fmt: skip
         made = partial(Run, desk=desk)
@@ -179,10 +180,21 @@ class Store:
 
     # Waking and leading.
 
-    async def ready(self, on: Queryable) -> list[UUID]:
-        """Return the heads of the lanes that have something ready."""
-        heads: list[UUID] = (await on.fetch(self._sql["ready"]))[0]["heads"]
-        return heads
+    async def ready(self, on: Queryable) -> list[Row]:
+        """Look from the beginning: all lanes that have a pending run, and their heads."""
+        return await on.fetch(self._sql["ready"])
+
+    async def ready_since(self, on: Queryable, lanes: Sequence[Lane], slack: timedelta) -> list[Row]:
+        """Look from the marks: the heads of those lanes that have something ready."""
+        return await on.fetch(
+            self._sql["ready_since"],
+            [lane.kind for lane in lanes], [lane.project_id for lane in lanes], [lane.rank for lane in lanes],
+            [lane.read_from(slack) for lane in lanes],
+        )  # fmt: skip
+
+    async def silent(self, on: Queryable) -> dict[str, datetime]:
+        """Transactions that have inserted without a word and are still open, and when that was seen."""
+        return {row["id"]: row["seen_at"] for row in await on.fetch(self._sql["silent"])}
 
     async def notify(self, on: Queryable, message: str = "") -> None:
         """Wake the fleet, unless the notification queue is half full."""
@@ -218,6 +230,18 @@ class Store:
     async def reaper_counts(self, on: Queryable, *, taken: int, failed: int) -> None:
         """Add what a take-over between two passes took."""
         await on.fetch(self._sql["reaper_counts"], taken, failed)
+
+    async def may_vacuum(self, on: Queryable) -> bool:
+        """Whether this login may vacuum the live table."""
+        return bool((await on.fetch(self._sql["may_vacuum"]))[0]["may"])
+
+    async def vacuum(self, on: Queryable, *, timeout_s: float) -> None:
+        """Vacuum the live table."""
+        await on.fetch(self._sql["vacuum"], timeout=timeout_s)
+
+    async def dead_rows(self, on: Queryable) -> int:
+        """Dead rows of the live table, by the server's statistics."""
+        return int((await on.fetch(self._sql["dead_rows"]))[0]["dead_rows"])
 
     async def workers_forget(self, on: Queryable, absent: Sequence[str]) -> list[str]:
         """Delete rows of workers that are long gone; return them."""

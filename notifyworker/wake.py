@@ -10,6 +10,7 @@ fill the server's notification queue.
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import asyncpg
 
@@ -35,6 +36,8 @@ class Listener:
         self._window = (0.0, 0)
         #: Called with the payload of each message that is more than a wake-up: "cancel:<run_id>", "farewell", ...
         self.on_message: Callable[[str], None] = lambda _message: None
+        #: Called before a wake-up that tells how far back in the table it lies.
+        self.on_late: Callable[[datetime], None] = lambda _moment: None
         #: Called when wake-ups came faster than this many a second.
         self.on_burst: Callable[[], None] = lambda: None
         self.burst_per_s = float("inf")
@@ -77,9 +80,12 @@ class Listener:
         raise asyncpg.InterfaceError(message)
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        if payload:
+        what, _, argument = str(payload).partition(":")
+        if what not in {"", "at"}:
             self.on_message(str(payload))
             return
+        if (moment := _moment(argument)) is not None:
+            self.on_late(moment)
         self._metrics.wakes.labels("notify").inc()
         self._wake.set()
         began, count = self._window
@@ -104,3 +110,11 @@ class Listener:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+def _moment(text: str) -> datetime | None:
+    """Seconds since 1970 as a time; None for what is none: anybody may notify on our channel."""
+    try:
+        return datetime.fromtimestamp(float(text), UTC)
+    except (ValueError, OverflowError, OSError):
+        return None

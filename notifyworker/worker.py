@@ -30,6 +30,7 @@ from notifyworker.settings import CANCEL_S, CONNECT_S, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
 from notifyworker.store import Row, Served, Store
+from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
 from notifyworker.wake import Listener
 
 _FLUSH_S = 5.0
@@ -60,14 +61,18 @@ class Conductor:
             return lambda: connect(self.dsn, schema=settings.schema_name, purpose=purpose)
 
         direct = settings.listen_dsn.get_secret_value() if settings.listen_dsn else self.dsn
-        claim_link, settle_link, self._side_link = self._links = tuple(Link(opener(p)) for p in ("claim", "settle", "side"))
+        self._links = {purpose: Link(opener(purpose)) for purpose in ("claim", "settle", "side")}
+        self._links["vacuum"] = Link(
+            lambda: connect(direct, schema=settings.schema_name, purpose="vacuum", longest_statement_s=LONGEST_VACUUM_S)
+        )
+        self._side_link = self._links["side"]
         served = Served(
             max_attempts={kind: handler.retry.max_attempts for kind, handler in self._handlers.items()},
             timeouts_s={kind: handler.timeout_s for kind, handler in self._handlers.items()},
             project_ids=settings.project_ids,
         )
         self.claims = Claims(
-            settings, self.store, (claim_link, self._side_link), served, self.lease_owner,
+            settings, self.store, (self._links["claim"], self._side_link), served, self.lease_owner,
             metrics=self.metrics, desk=self, free=self._free, on_claimed=self._claimed, on_orphan=self._orphan,
         )  # fmt: skip
         self.slots = Slots(
@@ -79,7 +84,7 @@ class Conductor:
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
         self.settler = Settler(
-            self.store, settle_link, self.lease_owner, self.metrics, on_settled=self._settled, on_refused=self._refused
+            self.store, self._links["settle"], self.lease_owner, self.metrics, on_settled=self._settled, on_refused=self._refused
         )
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
@@ -87,9 +92,12 @@ class Conductor:
             exits_on_lapse=exits, describe=self._describe, on_lost=self._lost,
         )  # fmt: skip
         self.listener.on_message = self._heard
+        self.listener.on_late = self.claims.lower
         self.listener.on_burst = self.leader.burst
         self.listener.burst_per_s = settings.wake_coalesce_per_s
         self.leader.on_absent = self.reaper.saw
+        self.vacuum = Vacuum(self.store, self._links["vacuum"], self.metrics)
+        self.leader.on_dead_rows = self.vacuum.saw
         self.leader.on_mode = self._mode_changed
         self.metrics.slots.set(settings.concurrency)
 
@@ -110,7 +118,7 @@ class Conductor:
             raise explain(error, self.keeper.dsn) from None
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
-            ("reaper", self.reaper.run()), ("claims", self.claims.run()),
+            ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("claims", self.claims.run()),
         ):  # fmt: skip
             task = asyncio.create_task(loop, name=f"notifyworker {name}")
             task.add_done_callback(self._loop_ended)
@@ -172,7 +180,7 @@ class Conductor:
         await self.keeper.stop()
         for part in (self.listener, self.leader):
             part.terminate()
-        for link in self._links:
+        for link in self._links.values():
             link.close()
         for task in self._tasks:
             task.cancel()

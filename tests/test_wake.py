@@ -1,12 +1,14 @@
 """The wake gate and the listener: nothing that was inserted waits for the poll, which is at 60 s here."""
 
 import asyncio
+from datetime import UTC, datetime
 
 import asyncpg
+import pytest
 from servers import eventually
 from test_life import insert, is_empty, settled
 
-from notifyworker import Run
+from notifyworker import Run, lanes
 from notifyworker.database import LOCK_CLASS, GateLocks
 
 
@@ -19,7 +21,7 @@ async def notified(dsn: str, conn: asyncpg.Connection, statement: str) -> bool:
     await conn.execute("SELECT pg_notify('notifyworker', 'marker')")
     first = await heard.get()
     await listener.close()
-    return first == ""
+    return first.startswith("at:")
 
 
 INSERT = "INSERT INTO notifyworker.runs (kind) VALUES ('a')"
@@ -37,7 +39,7 @@ async def test_an_insert_notifies_unless_a_leader_has_said_that_it_looks_itself(
     assert await notified(dsn, connection, INSERT)
     await leader.execute(give, LOCK_CLASS, locks.silent)
     assert not await notified(dsn, connection, INSERT)  # coalesced
-    assert not await notified(dsn, connection, "SELECT notifyworker.announce()")
+    assert not await notified(dsn, connection, "SELECT notifyworker.announce(now())")
     await leader.close()
     assert await notified(dsn, connection, INSERT)  # the leader died
     assert not await notified(dsn, connection, f"BEGIN; SET LOCAL notifyworker.quiet = on; {INSERT}; COMMIT")
@@ -99,3 +101,80 @@ async def test_leadership_passes_on_when_its_holder_stops(make_worker, connectio
             await eventually(lambda: second._conductor.leader.mode == "armed" or first._conductor.leader.mode == "armed")
         await eventually(lambda: second._conductor.leader.mode == "armed", 5)
         assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+
+
+@pytest.mark.parametrize("mode", ["armed", "coalesced"])
+async def test_what_commits_late_is_found_though_nobody_looks_from_the_beginning(dsn, make_worker, connection, monkeypatch, mode):
+    """As under a held snapshot, where a look from the beginning is too dear to be made often."""
+    worker = make_worker(wake_coalesce_per_s=20 if mode == "coalesced" else 1e6, concurrency=50)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        leader = worker._conductor.leader
+        await settled(connection, await insert(connection, "a"))
+        monkeypatch.setattr(lanes, "LOOK_SHARE", 1e-9)
+        late, later = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+        await eventually(lambda: leader.mode == "armed")
+        while leader.mode != mode:
+            await connection.execute(INSERT)
+        old = late.transaction()
+        await old.start()
+        first = await insert(late, "a")  # inserts at once, commits late
+        older = later.transaction()
+        await older.start()
+        await later.fetchval("SELECT now()")
+        began = await connection.fetchval("SELECT now()")
+        while await connection.fetchval("SELECT now() - $1 < interval '2.5 s'", began):
+            await connection.execute(INSERT)
+        second = await insert(later, "a")  # inserts late, commits at once
+        await older.commit()
+        assert (await settled(connection, second, 3))["state"] == "completed"
+        await old.commit()
+        assert (await settled(connection, first, 3))["state"] == "completed"
+    await late.close()
+    await later.close()
+
+
+async def test_what_is_given_back_to_an_old_place_is_found_at_once(make_worker, connection, monkeypatch):
+    first, second = make_worker(concurrency=1), make_worker()
+    holds = asyncio.Event()
+    never = asyncio.Event()
+
+    @first.handler("a")
+    async def hold(run: Run) -> None:
+        holds.set()
+        await never.wait()
+
+    @second.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with first:
+        old = await insert(connection, "a", run_at=datetime(2020, 1, 1, tzinfo=UTC))
+        await holds.wait()
+        async with second:
+            await settled(connection, await insert(connection, "a"))
+            monkeypatch.setattr(lanes, "LOOK_SHARE", 1e-9)
+            await settled(connection, await insert(connection, "a"))
+            first.settings = first.settings.model_copy(update={"drain_timeout_s": 0.0})
+            await first.__aexit__(None, None, None)
+            assert (await settled(connection, old, 3))["state"] == "completed"
+            await first.__aenter__()
+
+
+async def test_the_leader_keeps_the_live_table_small(make_worker, connection):
+    worker = make_worker(concurrency=500)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        await connection.execute("INSERT INTO notifyworker.runs (kind) SELECT 'a' FROM generate_series(1, 8000)")
+        await eventually(lambda: is_empty(connection), 30)
+        await eventually(lambda: _vacuumed(connection), 20)
+
+
+async def _vacuumed(conn: asyncpg.Connection) -> bool:
+    query = "SELECT vacuum_count > 0 FROM pg_stat_user_tables WHERE relid = 'notifyworker.runs'::regclass"
+    return await conn.fetchval(query)

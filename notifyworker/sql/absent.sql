@@ -1,7 +1,8 @@
 -- The leader's one look while it is armed, and its ping: which owners that should be present are not, whether anybody
--- could be woken by NOTIFY at all, and whether this server still takes writes.
+-- could be woken by NOTIFY at all, whether this server still takes writes, and whether a vacuum is worth it.
 -- $1 the schema's name
 SELECT pg_notification_queue_usage() AS queue_usage, pg_is_in_recovery() AS is_standby,
+       pg_stat_get_dead_tuples('{schema}.runs'::regclass) AS dead_rows,
        array(
            SELECT w.lease_owner
              FROM {schema}.workers AS w

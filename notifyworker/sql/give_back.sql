@@ -18,6 +18,6 @@ WITH outcome AS (
            is_shadow = r.is_shadow AND r.shadow_by IS DISTINCT FROM 'worker', shadow_by = nullif(r.shadow_by, 'worker')
       FROM mine
      WHERE r.run_id = mine.run_id
-    RETURNING r.run_id
+    RETURNING r.run_id, r.run_at
 )
-SELECT run_id, (SELECT {schema}.announce()) AS announced FROM back
+SELECT run_id, (SELECT {schema}.announce((SELECT min(run_at) FROM back))) AS announced FROM back

@@ -1,4 +1,5 @@
--- The heads of all lanes that have something ready: what a leader that coalesces compares from tick to tick.
+-- All lanes that have a pending run, of any kind, with the head of each: the look from the beginning of a leader that
+-- coalesces. See lanes.sql.
 WITH RECURSIVE lane AS (
     (SELECT r.kind, r.project_id, -r.priority::int AS rank, r.run_at, r.run_id
        FROM {schema}.runs AS r
@@ -13,4 +14,4 @@ WITH RECURSIVE lane AS (
              AND (r.kind, r.project_id, -r.priority::int) > (lane.kind, lane.project_id, lane.rank)
            ORDER BY r.kind, r.project_id, -r.priority::int, r.run_at, r.run_id LIMIT 1) AS next
 )
-SELECT array(SELECT run_id FROM lane WHERE run_at <= now()) AS heads
+SELECT kind, project_id, rank, least(run_at, now()) AS mark, run_at <= now() AS is_ready, run_id FROM lane

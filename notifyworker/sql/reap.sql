@@ -31,7 +31,7 @@ WITH dead AS (
            is_shadow = r.is_shadow AND r.shadow_by IS DISTINCT FROM 'worker', shadow_by = nullif(r.shadow_by, 'worker')
       FROM entry AS e
      WHERE r.run_id = e.run_id AND NOT e.is_last
-    RETURNING r.run_id
+    RETURNING r.run_at
 ), gone AS (
     DELETE FROM {schema}.runs AS r USING entry AS e WHERE r.run_id = e.run_id AND e.is_last RETURNING r.*, e.error
 ), failed AS (
@@ -51,5 +51,5 @@ WITH dead AS (
     RETURNING run_id, taken_from, reason, became
 )
 SELECT run_id, taken_from, reason, became,
-       CASE WHEN became = 'pending' THEN (SELECT {schema}.announce()) END AS announced
+       CASE WHEN became = 'pending' THEN (SELECT {schema}.announce((SELECT min(run_at) FROM back))) END AS announced
   FROM log
