@@ -8,7 +8,7 @@ import pytest
 from servers import eventually
 from test_life import insert, is_empty, settled
 
-from notifyworker import Run, lanes
+from notifyworker import Run, Worker, lanes
 from notifyworker.database import LOCK_CLASS, GateLocks
 
 
@@ -103,6 +103,13 @@ async def test_leadership_passes_on_when_its_holder_stops(make_worker, connectio
         assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
 
 
+async def looks_no_more(worker: Worker, monkeypatch: pytest.MonkeyPatch, conn: asyncpg.Connection) -> None:
+    """From now on this worker makes no look from the beginning: as if one took hours, over many dead rows."""
+    monkeypatch.setattr(lanes, "LOOK_SHARE", 1e-9)
+    while worker._conductor.claims._lanes.look_is_due_in_s(asyncio.get_running_loop().time()) < 100:
+        await settled(conn, await insert(conn, "a"))
+
+
 @pytest.mark.parametrize("mode", ["armed", "coalesced"])
 async def test_what_commits_late_is_found_though_nobody_looks_from_the_beginning(dsn, make_worker, connection, monkeypatch, mode):
     """As under a held snapshot, where a look from the beginning is too dear to be made often."""
@@ -114,7 +121,7 @@ async def test_what_commits_late_is_found_though_nobody_looks_from_the_beginning
     async with worker:
         leader = worker._conductor.leader
         await settled(connection, await insert(connection, "a"))
-        monkeypatch.setattr(lanes, "LOOK_SHARE", 1e-9)
+        await looks_no_more(worker, monkeypatch, connection)
         late, later = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
         await eventually(lambda: leader.mode == "armed")
         while leader.mode != mode:
@@ -155,8 +162,7 @@ async def test_what_is_given_back_to_an_old_place_is_found_at_once(make_worker, 
         await holds.wait()
         async with second:
             await settled(connection, await insert(connection, "a"))
-            monkeypatch.setattr(lanes, "LOOK_SHARE", 1e-9)
-            await settled(connection, await insert(connection, "a"))
+            await looks_no_more(second, monkeypatch, connection)
             first.settings = first.settings.model_copy(update={"drain_timeout_s": 0.0})
             await first.__aexit__(None, None, None)
             assert (await settled(connection, old, 3))["state"] == "completed"
