@@ -8,6 +8,7 @@ them is lost during a look.
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
+from uuid import UUID
 
 from notifyworker.database import DatabaseError, Link, brief, is_refusal
 from notifyworker.lanes import Key, Lanes
@@ -138,6 +139,7 @@ class Claims:
         self._metrics.claims.labels("some" if runs else "none").inc()
         self.more = len(runs) == limit
         if runs:
+            runs.sort(key=_turn)
             self._note_marks(runs)
             self._on_claimed(runs, sent_at)
         if not self.more:
@@ -171,3 +173,8 @@ class Claims:
         while not self._stopping and (left_s := ends_at - self._clock()) > 0:
             self.wake.clear()
             await is_set_within(self.wake, left_s)
+
+
+def _turn(run: Run) -> tuple[int, datetime, UUID]:
+    assert run.run_at is not None
+    return -run.priority, run.run_at, run.run_id

@@ -73,10 +73,13 @@ class Lanes:
         """Seconds until the next look from the beginning may be made; 0: now."""
         return max(0.0, self._look_again_at - now)
 
+    def is_dear(self) -> bool:
+        """Whether a look from the beginning takes so long that it can be made only now and then."""
+        return self.look_took_s / LOOK_SHARE > _RARE_S
+
     def slack(self, now: float) -> timedelta:
         """From how far before the marks to read now."""
-        is_rare = self._look_again_at - now > _RARE_S
-        return WIDE_SLACK if is_rare and now >= self._wide_again_at else SLACK
+        return WIDE_SLACK if self.is_dear() and now >= self._wide_again_at else SLACK
 
     def read(self, slack: timedelta, began: float, now: float) -> None:
         """Take note of how long it took to read."""

@@ -21,7 +21,7 @@ from uuid import UUID
 import asyncpg
 
 from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, connect
-from notifyworker.lanes import Key, Lanes
+from notifyworker.lanes import WIDE_SLACK, Key, Lanes
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.store import Store
@@ -58,6 +58,8 @@ class Leader:
         self._clock = time.monotonic
         self.mode: Literal["follower", "arming", "armed", "coalesced"] = "follower"
         self.queue_usage = 0.0
+        #: Called before a wake-up, with the place in the table at which it lies.
+        self.on_late: Callable[[datetime], None] = lambda _moment: None
         #: Called with each look's absent owners while leading, and with nothing when leadership ends.
         self.on_absent: Callable[[Sequence[str]], None] = lambda _owners: None
         #: Called with each look's number of dead rows in the live table, and with 0 when leadership ends.
@@ -157,34 +159,37 @@ class Leader:
         if self._holds_coalesced:
             await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.coalesced)
             self._holds_coalesced = False
-        self._silent_look_at = 0.0
-        await self._look_and_wake()
+        await self._look_and_wake(is_last=True)
         await self._notify("armed")
 
-    async def _look_and_wake(self) -> bool:
-        """Wake the fleet if some lane has another head than at the last look; a backlog nobody takes stays quiet."""
+    async def _look_and_wake(self, *, is_last: bool = False) -> bool:
+        """
+        Wake the fleet if some lane has another head than at the last look; a backlog nobody takes stays quiet.
+
+        The last look before the inserts wake by themselves must miss nothing: it looks from the beginning, or where
+        that is too dear, farther back; and for it every head is a new one.
+        """
         began = self._clock()
-        if began >= self._silent_look_at:
+        if is_last or began >= self._silent_look_at:
             self._silent_look_at = began + _SILENT_LOOK_S
             await self._look_for_silent()
-        before = self._heads
-        if self._lanes.look_is_due_in_s(began) <= 0:
+        if self._lanes.look_is_due_in_s(began) <= 0 or (is_last and not self._lanes.is_dear()):
             rows = await self._store.ready(self._opened())
             seen = [(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"]) for row in rows]
             self._lanes.looked(seen, began, self._clock())
-            self._heads = {(row["kind"], row["project_id"], row["rank"]): row["run_id"] for row in rows if row["is_ready"]}
+            rows = [row for row in rows if row["is_ready"]]
         else:
-            slack = self._lanes.slack(began)
+            slack = WIDE_SLACK if is_last else self._lanes.slack(began)
             rows = await self._store.ready_since(self._opened(), self._lanes.to_read(), slack)
             self._lanes.read(slack, began, self._clock())
-            self._heads = {(row["kind"], row["project_id"], row["rank"]): row["run_id"] for row in rows}
-            for row in rows:
-                self._lanes.found((row["kind"], row["project_id"], row["rank"]), row["mark"])
-        is_new = any(before.get(lane) != head for lane, head in self._heads.items())
-        if is_new:
-            self._wake.set()
-            await self._notify("")
-        return is_new
+        heads = {(row["kind"], row["project_id"], row["rank"]): (row["run_id"], row["mark"]) for row in rows}
+        new = [mark for lane, (head, mark) in heads.items() if is_last or self._heads.get(lane) != head]
+        for lane, (_, mark) in heads.items():
+            self._lanes.found(lane, mark)
+        self._heads = {lane: head for lane, (head, _) in heads.items()}
+        if new:
+            await self._tell_at(min(new))
+        return bool(new)
 
     async def _look_for_silent(self) -> None:
         """
@@ -201,8 +206,13 @@ class Leader:
         if late:
             oldest = min(late) - timedelta(seconds=2 * _SILENT_LOOK_S)
             self._lanes.lower(oldest)
-            self._wake.set()
-            await self._notify(f"at:{oldest.timestamp():.6f}")
+            await self._tell_at(oldest)
+
+    async def _tell_at(self, moment: datetime) -> None:
+        """Wake the fleet, this worker first, to what lies at this place and later."""
+        self.on_late(moment)
+        self._wake.set()
+        await self._notify(f"at:{moment.timestamp():.6f}")
 
     async def _look_at_fleet(self) -> None:
         look = await self._store.absent(self._opened())

@@ -108,12 +108,12 @@ class Store:
         enforce_shadow: bool,
         desk: Desk,
     ) -> list[Run]:
-        """Pending -> running, for up to `limit` runs, each with a fresh lease."""
+        """Pending -> running, for up to `limit` runs, each with a fresh lease; in no order."""
         rows = await on.fetch(
             self._sql["claim"],
             [lane.kind for lane in lanes], [lane.project_id for lane in lanes], [lane.rank for lane in lanes],
-            [lane.read_from(slack) for lane in lanes], [served.max_attempts[lane.kind] for lane in lanes],
-            [served.timeouts_s[lane.kind] for lane in lanes], limit, lease_owner, lease_s, enforce_shadow,
+            [lane.read_from(slack) for lane in lanes], served.kinds, list(served.max_attempts.values()),
+            [served.timeouts_s[kind] for kind in served.max_attempts], limit, lease_owner, lease_s, enforce_shadow,
         )  # fmt: skip
         made = partial(Run, desk=desk)
         return [made(*row) for row in rows]

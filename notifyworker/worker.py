@@ -92,7 +92,7 @@ class Conductor:
             exits_on_lapse=exits, describe=self._describe, on_lost=self._lost,
         )  # fmt: skip
         self.listener.on_message = self._heard
-        self.listener.on_late = self.claims.lower
+        self.listener.on_late = self.leader.on_late = self.claims.lower
         self.listener.on_burst = self.leader.burst
         self.listener.burst_per_s = settings.wake_coalesce_per_s
         self.leader.on_absent = self.reaper.saw

@@ -1,33 +1,32 @@
 -- pending -> running, for up to $7 runs, each with a fresh lease.
 -- An element a lane, in the order in which they are read: $1 kind, $2 project_id, $3 rank (the negative priority), $4 the
--- mark from which it is read, $5 the handler's max_attempts, $6 its timeout in seconds (null: none).
--- $7 limit, $8 lease_owner, $9 lease in seconds, $10 whether every run is made a shadow run
+-- mark from which it is read. An element a kind: $5 kind, $6 the handler's max_attempts, $7 its timeout in seconds (null:
+-- none). $8 limit, $9 lease_owner, $10 lease in seconds, $11 whether every run is made a shadow run
 WITH lane AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[], $5::smallint[], $6::float8[])
-        AS l (kind, project_id, rank, mark, max_attempts, timeout_s)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[]) AS l (kind, project_id, rank, mark)
 ), picked AS MATERIALIZED (
     -- Lanes are read one after the other, and the outer LIMIT stops the reading: no row is locked that is not taken.
-    SELECT ready.place, l.max_attempts, l.timeout_s
+    SELECT ready.place
       FROM lane AS l, LATERAL (
           SELECT r.ctid AS place
             FROM {schema}.runs AS r
            WHERE r.state = 'pending' AND r.kind = l.kind AND r.project_id = l.project_id
              AND -r.priority::int = l.rank AND r.run_at >= l.mark AND r.run_at <= now()
-           ORDER BY r.run_at, r.run_id LIMIT $7
+           ORDER BY r.run_at, r.run_id LIMIT $8
              FOR UPDATE SKIP LOCKED) AS ready
-     LIMIT $7
+     LIMIT $8
 )
 UPDATE {schema}.runs AS r
-   SET state = 'running', attempt = r.attempt + 1, lease_token = r.lease_token + 1, lease_owner = $8,
-       lease_expires_at = now() + $9::float8 * interval '1 s', started_at = now(),
-       max_attempts = coalesce(r.max_attempts, picked.max_attempts),
-       timeout = coalesce(r.timeout, picked.timeout_s * interval '1 s'),
-       is_shadow = r.is_shadow OR $10::boolean,
-       shadow_by = CASE WHEN r.is_shadow THEN 'run' WHEN $10::boolean THEN 'worker' END
-  FROM picked
+   SET state = 'running', attempt = r.attempt + 1, lease_token = r.lease_token + 1, lease_owner = $9,
+       lease_expires_at = now() + $10::float8 * interval '1 s', started_at = now(),
+       max_attempts = coalesce(r.max_attempts, ($6::smallint[])[array_position($5::text[], r.kind)]),
+       timeout = coalesce(r.timeout, ($7::float8[])[array_position($5::text[], r.kind)] * interval '1 s'),
+       is_shadow = r.is_shadow OR $11::boolean,
+       shadow_by = CASE WHEN r.is_shadow THEN 'run' WHEN $11::boolean THEN 'worker' END
  -- By the place at which the row was locked a moment ago: a second look-up by run_id costs a tenth of the claim. A row
- -- that moved since this statement began is not seen there; it is claimed the next time.
- WHERE r.ctid = picked.place
+ -- that moved since this statement began is not seen there; it is claimed the next time. An array and not a join: while
+ -- statistics say that the table is empty, a join may read all of it instead.
+ WHERE r.ctid = ANY (array(SELECT place FROM picked))
    -- The CASE keeps this test away from the planner, who would read all of runs_ready in place of the one row.
    AND CASE WHEN r.state = 'pending' THEN true END
 RETURNING r.run_id, r.lease_token, r.kind, r.project_id, r.priority, r.run_at, r.payload, r.headers, r.attempt,

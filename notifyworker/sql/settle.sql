@@ -6,10 +6,11 @@ WITH mine AS MATERIALIZED (
     -- The outcome is carried along from step to step: joined again at the end, it would be searched once a run.
     SELECT r.ctid AS place, o.state AS became, o.result, o.effects, o.error_code, o.error, o.was_started
       FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::jsonb[], $6::jsonb[], $7::text[], $8::jsonb[], $9::boolean[])
-           AS o (run_id, lease_token, state, result, effects, error_code, error, was_started)
-      JOIN {schema}.runs AS r ON r.run_id = o.run_id
-     WHERE r.lease_token = o.lease_token AND r.lease_owner = $1 AND r.state = 'running'
-       FOR UPDATE OF r SKIP LOCKED
+           AS o (run_id, lease_token, state, result, effects, error_code, error, was_started), LATERAL (
+          SELECT r.ctid
+            FROM {schema}.runs AS r
+           WHERE r.run_id = o.run_id AND r.lease_token = o.lease_token AND r.lease_owner = $1 AND r.state = 'running'
+             FOR UPDATE SKIP LOCKED) AS r
 ), gone AS (
     DELETE FROM {schema}.runs AS r USING mine
      WHERE r.ctid = mine.place AND CASE WHEN r.state = 'running' THEN true END
