@@ -100,13 +100,15 @@ class Claims:
         Claim what is ready; return for how many seconds there is nothing to do unless woken.
 
         Woken, it claims first: what woke it lies most probably in a lane that it knows. Then comes the look from the
-        beginning, which finds the rest, and when the next run is due.
+        beginning, which finds the rest, and when the next run is due. With more to do than slots, the look comes first
+        whenever it is due, or a lane that is new would wait behind the backlog of the known ones.
         """
         poll_s = self._settings.poll_interval_s
         if self._free() <= 0:
             self.more = True
             return poll_s  # a freed slot sets the event
-        if was_woken and len(self._lanes) and await self._claim():
+        is_backlogged = self.more and self._lanes.look_is_due_in_s(self._clock()) <= 0
+        if was_woken and len(self._lanes) and not is_backlogged and await self._claim():
             return 0.0
         if (look_in_s := self._lanes.look_is_due_in_s(self._clock())) > 0:
             return min(poll_s, look_in_s)

@@ -184,3 +184,28 @@ async def test_the_leader_keeps_the_live_table_small(make_worker, connection):
 async def _vacuumed(conn: asyncpg.Connection) -> bool:
     query = "SELECT vacuum_count > 0 FROM pg_stat_user_tables WHERE relid = 'notifyworker.runs'::regclass"
     return await conn.fetchval(query)
+
+
+async def test_a_lane_that_is_new_does_not_wait_behind_a_backlog(make_worker, connection):
+    worker = make_worker(concurrency=5)
+    others_left = []
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None:
+        await asyncio.sleep(0)
+
+    @worker.handler("urgent")
+    async def urgent(run: Run) -> None:
+        others_left.append(await connection.fetchval("SELECT count(*) FROM notifyworker.runs WHERE kind = 'a'"))
+
+    await connection.execute("INSERT INTO notifyworker.runs (kind) SELECT 'a' FROM generate_series(1, 5000)")
+    async with worker:
+        await eventually(lambda: _some_done(connection))
+        run_id = await connection.fetchval("INSERT INTO notifyworker.runs (kind, priority) VALUES ('urgent', 1) RETURNING run_id")
+        await settled(connection, run_id)
+
+    assert others_left[0] > 1000
+
+
+async def _some_done(conn: asyncpg.Connection) -> bool:
+    return await conn.fetchval("SELECT EXISTS (SELECT FROM notifyworker.run_history)")
