@@ -3,7 +3,7 @@
 -- $1 kinds, $2 their max_attempts, $3 their timeouts in seconds (null: none), $4 project ids (null: all), $5 limit,
 -- $6 lease_owner, $7 lease in seconds, $8 whether every run is made a shadow run
 WITH RECURSIVE served AS (
-    SELECT * FROM unnest($1::text[], $2::smallint[], $3::float8[]) AS s (kind, max_attempts, timeout_s)
+    SELECT kind FROM unnest($1::text[]) AS kind
 ), lane AS (
     -- A skip scan: from the head of one lane of the index straight to the head of the next.
     SELECT first.*
@@ -24,10 +24,8 @@ WITH RECURSIVE served AS (
     SELECT * FROM lane WHERE $4::text[] IS NULL OR project_id = ANY ($4::text[])
 ), picked AS MATERIALIZED (
     -- Lanes are read one after the other, and the outer LIMIT stops the reading: no row is locked that is not taken.
-    SELECT ready.run_id, l.max_attempts, l.timeout_s
-      FROM (SELECT open_lane.*, served.max_attempts, served.timeout_s
-              FROM open_lane JOIN served ON served.kind = open_lane.kind
-             WHERE open_lane.run_at <= now() ORDER BY open_lane.rank, open_lane.run_at) AS l, LATERAL (
+    SELECT ready.run_id
+      FROM (SELECT * FROM open_lane WHERE run_at <= now() ORDER BY rank, run_at) AS l, LATERAL (
           SELECT r.run_id
             FROM {schema}.runs AS r
            WHERE r.state = 'pending' AND r.kind = l.kind AND r.project_id = l.project_id
@@ -39,12 +37,12 @@ WITH RECURSIVE served AS (
     UPDATE {schema}.runs AS r
        SET state = 'running', attempt = r.attempt + 1, lease_token = r.lease_token + 1, lease_owner = $6,
            lease_expires_at = now() + $7::float8 * interval '1 s', started_at = now(),
-           max_attempts = coalesce(r.max_attempts, picked.max_attempts),
-           timeout = coalesce(r.timeout, picked.timeout_s * interval '1 s'),
+           max_attempts = coalesce(r.max_attempts, ($2::smallint[])[array_position($1::text[], r.kind)]),
+           timeout = coalesce(r.timeout, ($3::float8[])[array_position($1::text[], r.kind)] * interval '1 s'),
            is_shadow = r.is_shadow OR $8::boolean,
            shadow_by = CASE WHEN r.is_shadow THEN 'run' WHEN $8::boolean THEN 'worker' END
-      FROM picked
-     WHERE r.run_id = picked.run_id
+     -- An array and not a join: while statistics say that the table is empty, a join may read all of it instead.
+     WHERE r.run_id = ANY (array(SELECT run_id FROM picked))
        -- The CASE keeps this test away from the planner, who would read all of runs_ready in place of the primary key.
        AND CASE WHEN r.state = 'pending' THEN true END
     RETURNING r.*

@@ -7,11 +7,13 @@ WITH outcome AS (
         $9::boolean[]) AS o (run_id, lease_token, state, result, effects, error_code, error, was_started)
 ), mine AS MATERIALIZED (
     SELECT r.run_id
-      FROM outcome AS o JOIN {schema}.runs AS r ON r.run_id = o.run_id
-     WHERE r.lease_token = o.lease_token AND r.lease_owner = $1 AND r.state = 'running'
-       FOR UPDATE OF r SKIP LOCKED
+      FROM outcome AS o, LATERAL (
+          SELECT r.run_id
+            FROM {schema}.runs AS r
+           WHERE r.run_id = o.run_id AND r.lease_token = o.lease_token AND r.lease_owner = $1 AND r.state = 'running'
+             FOR UPDATE SKIP LOCKED) AS r
 ), gone AS (
-    DELETE FROM {schema}.runs AS r USING mine WHERE r.run_id = mine.run_id RETURNING r.*
+    DELETE FROM {schema}.runs WHERE run_id = ANY (array(SELECT run_id FROM mine)) RETURNING *
 )
 INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, finished_at, lease_token, timeout,
     priority, max_attempts, attempt, is_shadow, state, kind, project_id, settled_by, shadow_by, idempotency_key,
