@@ -18,7 +18,7 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, connect
+from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, connect, is_direct
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.store import Store
@@ -48,6 +48,8 @@ class Leader:
         self._holds_coalesced = False
         self._heads: frozenset[UUID] = frozenset()
         self.mode: Literal["follower", "arming", "armed", "coalesced"] = "follower"
+        #: False behind a pooler, where a session's lock may be any client's.
+        self.may_lead = True
         self.queue_usage = 0.0
         #: Called with each look's absent owners while leading, and with nothing when leadership ends.
         self.on_absent: Callable[[Sequence[str]], None] = lambda _owners: None
@@ -76,7 +78,8 @@ class Leader:
             pause_s = None
             try:
                 self._gate = _Gate(await connect(self._dsn, schema=self._store.schema, purpose="gate"))
-                if await self._has_session_locks():
+                self.may_lead = await is_direct(self._gate.connection)
+                if self.may_lead:
                     await self._query("SELECT set_config('lock_timeout', '50ms', false)")
                     backoff.reset()
                     await self._contend()
@@ -88,10 +91,6 @@ class Leader:
                 self._set_mode("follower")
                 self.terminate()
             await asyncio.sleep(pause_s or backoff.next_s())
-
-    async def _has_session_locks(self) -> bool:
-        gate = self._opened()
-        return bool(gate.connection.get_server_pid() == await gate.value("SELECT pg_backend_pid()"))
 
     async def _contend(self) -> None:
         while True:
