@@ -92,6 +92,7 @@ class Conductor:
         self.listener.on_burst = self.leader.burst
         self.listener.burst_per_s = settings.wake_coalesce_per_s
         self.leader.on_absent = self.reaper.saw
+        self.reaper.may_lead = lambda: self.leader.may_lead
         self.leader.on_mode = self._mode_changed
         self.metrics.slots.set(settings.concurrency)
 
@@ -494,7 +495,7 @@ class Conductor:
             )
         if self.leader.queue_usage >= 0.5:  # noqa: PLR2004 - as in the trigger
             reasons.append(f"the notification queue is {self.leader.queue_usage:.0%} full: inserts do not wake workers")
-        if self.reaper.stands_in:
+        if self.reaper.stands_in and self.leader.may_lead:
             reasons.append("the leader's lock is held by somebody who does not reap: this worker stands in")
         if self.settler.failing_since is not None:
             reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - self.settler.failing_since:.0f} s")
