@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from notifyworker.errors import DatabaseUnavailable, SettingsError
-from notifyworker.observe import log
+from notifyworker.pause import is_set_within
 from notifyworker.settings import CONNECT_S
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -66,21 +66,16 @@ async def home(dsn: str, schema: str) -> str:  # noqa: ARG001 - the seam; on one
 
 async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: int = 30) -> Connection:
     """
-    Open a connection within CONNECT_S seconds.
+    Open a connection within CONNECT_S seconds, or twice that through a pooler.
 
-    Through a transaction pooler, which refuses unknown startup parameters, it is opened without them and without
-    prepared statements. Raises asyncpg's errors, OSError or TimeoutError; `explain` turns them into a sentence.
+    A pooler is known by refusing our startup parameters, or else by the process id that it invents: through one it is
+    opened without them and without prepared statements. Raises asyncpg's errors, OSError or TimeoutError; `explain`
+    turns them into a sentence.
     """
     where = await home(dsn, schema)
     name = f"notifyworker {purpose}"
-    session = {**_SESSION, "application_name": name, "statement_timeout": f"{longest_statement_s}s"}
     try:
-        try:
-            connection = await asyncpg.connect(where, timeout=CONNECT_S, server_settings=session)
-        except asyncpg.ProtocolViolationError:
-            connection = await asyncpg.connect(
-                where, timeout=CONNECT_S, statement_cache_size=0, server_settings={"application_name": name}
-            )
+        connection = await _open_direct(where, name, longest_statement_s) or await _open_pooled(where, name)
     except (asyncpg.ClientConfigurationError, ValueError) as error:
         if isinstance(error, ssl.SSLError):
             raise
@@ -88,6 +83,51 @@ async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: i
         raise SettingsError(message, hint="postgresql://user:password@host:5432/database") from None
     _keep_alive(connection)
     return connection
+
+
+async def _open_direct(dsn: str, name: str, longest_statement_s: int) -> "Connection | None":
+    session = {**_SESSION, "application_name": name, "statement_timeout": f"{longest_statement_s}s"}
+    try:
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_S, server_settings=session)
+    except asyncpg.ProtocolViolationError:
+        return None
+    try:
+        if await is_direct(connection):
+            return connection
+    except BaseException:
+        connection.terminate()
+        raise
+    connection.terminate()
+    return None
+
+
+async def _open_pooled(dsn: str, name: str) -> Connection:
+    connection = await asyncpg.connect(dsn, timeout=CONNECT_S, statement_cache_size=0, server_settings={"application_name": name})
+    try:
+        # asyncpg asks the server about types that it does not know yet, with `jit` switched off meanwhile. Outside of a
+        # transaction it may switch it on again on another of the pooler's connections.
+        async with asyncio.timeout(CONNECT_S):
+            await connection.execute("BEGIN")
+            await connection.fetch(_TYPES)
+            await connection.execute("COMMIT")
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+#: Every type of a parameter or a column in our statements that asyncpg has to ask for.
+_TYPES = """
+SELECT NULL::boolean[], NULL::smallint[], NULL::integer[], NULL::bigint[], NULL::float8[], NULL::interval[], NULL::timestamptz[],
+       NULL::uuid[], NULL::jsonb[]
+"""
+
+
+async def is_direct(connection: Connection, *, timeout_s: float = CONNECT_S) -> bool:
+    """Say whether no pooler is between: one hands out a process id that it invented. One round trip."""
+    # Neither parameters nor rows: so it leaves no prepared statement behind on a connection that others use too.
+    mine = f"SELECT WHERE pg_backend_pid() = {connection.get_server_pid()}"
+    return await connection.execute(mine, timeout=timeout_s) == "SELECT 1"
 
 
 #: For every direct connection. Low limits that a role may have are ours to set: each statement has its own deadline.
@@ -223,23 +263,41 @@ async def hears_notifications(dsn: str, *, schema: str, listener: Connection) ->
     """
     Say whether LISTEN works on this connection: a transaction pooler accepts it and is deaf.
 
-    A pooler invents the process id that it hands out, so an equal one is proof of a direct connection. If it differs,
-    only a notification that arrives proves anything. Costs one round trip, and up to 1 s behind a pooler.
+    On a direct connection it does, which costs one round trip. Else, only a notification that arrives proves it.
     """
-    if listener.get_server_pid() == await listener.fetchval("SELECT pg_backend_pid()", timeout=CONNECT_S):
+    if await is_direct(listener):
         return True
-    heard = asyncio.Event()
-    channel = f"{schema}_{random.getrandbits(48):012x}"
-    await listener.add_listener(channel, lambda *_: heard.set())
     other = await connect(dsn, schema=schema, purpose="self-test")
     try:
-        await other.execute("SELECT pg_notify($1, '')", channel, timeout=CONNECT_S)
-        async with asyncio.timeout(1):
-            await heard.wait()
-    except TimeoutError:
-        log.warning("listen_is_deaf", hint="a transaction pooler? give listen_dsn, a direct connection; polling until then")
-        return False
+        # First without LISTEN: what listens behind a transaction pooler is a connection that others will use.
+        return not await _is_shared(listener, other) and await _hears(listener, other, f"{schema}_{random.getrandbits(48):012x}")
     finally:
         other.terminate()
-    await listener.remove_listener(channel, lambda *_: None)
-    return True
+
+
+async def _is_shared(one: Connection, other: Connection) -> bool:
+    """Say whether a pooler gives these two the same server connection, or one of them now this and now that."""
+    had = set()
+    for _ in range(10):
+        had |= {await _backend(one), await _backend(one)}  # twice in a row: one who hands them out in turn shows it
+        if len(had) > 1 or await _backend(other) in had:
+            return True
+    return False
+
+
+async def _backend(connection: Connection) -> int:
+    pid: int = await connection.fetchval("SELECT pg_backend_pid()", timeout=CONNECT_S)
+    return pid
+
+
+async def _hears(listener: Connection, other: Connection, channel: str) -> bool:
+    heard = asyncio.Event()
+
+    def hear(*_notification: object) -> None:
+        heard.set()
+
+    await listener.add_listener(channel, hear)
+    await other.execute("SELECT pg_notify($1, '')", channel, timeout=CONNECT_S)
+    is_heard = await is_set_within(heard, 1.0)
+    await listener.remove_listener(channel, hear)
+    return is_heard

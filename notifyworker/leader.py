@@ -20,7 +20,7 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, connect
+from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, connect, is_direct
 from notifyworker.lanes import WIDE_SLACK, Key, Lanes
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
@@ -57,6 +57,8 @@ class Leader:
         self._silent_look_at = 0.0
         self._clock = time.monotonic
         self.mode: Literal["follower", "arming", "armed", "coalesced"] = "follower"
+        #: False behind a pooler, where a session's lock may be any client's.
+        self.may_lead = True
         self.queue_usage = 0.0
         #: Called before a wake-up, with the place in the table at which it lies.
         self.on_late: Callable[[datetime], None] = lambda _moment: None
@@ -89,7 +91,8 @@ class Leader:
             pause_s = None
             try:
                 self._gate = _Gate(await connect(self._dsn, schema=self._store.schema, purpose="gate"))
-                if await self._has_session_locks():
+                self.may_lead = await is_direct(self._gate.connection)
+                if self.may_lead:
                     await self._query("SELECT set_config('lock_timeout', '50ms', false)")
                     backoff.reset()
                     await self._contend()
@@ -101,10 +104,6 @@ class Leader:
                 self._set_mode("follower")
                 self.terminate()
             await asyncio.sleep(pause_s or backoff.next_s())
-
-    async def _has_session_locks(self) -> bool:
-        gate = self._opened()
-        return bool(gate.connection.get_server_pid() == await gate.value("SELECT pg_backend_pid()"))
 
     async def _contend(self) -> None:
         while True:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
-from notifyworker.database import Connection, DatabaseError, brief, connect
+from notifyworker.database import Connection, DatabaseError, brief, connect, is_direct
 from notifyworker.deadman import DeadMansSwitch
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
@@ -76,8 +76,10 @@ class LeaseKeeper:
         self._changed: asyncio.Event | None = None
         self.started: asyncio.Future[None] = self._main_loop.create_future()
         self._ended: asyncio.Future[None] = self._main_loop.create_future()
-        #: Whether this session can hold the advisory lock that others see it by.
+        #: Whether this session holds the advisory lock that others see it by. Behind a pooler it can't: the lock would be
+        #: on a connection that outlives this process, or that ends before it.
         self.has_presence = False
+        self._is_direct = False
         self._had_presence = False
         #: How long the main loop last stood still, and when that was noticed.
         self.last_stall: tuple[float, float] | None = None
@@ -190,7 +192,7 @@ class LeaseKeeper:
 
     def _ping_is_due(self, now: float) -> bool:
         """Presence is proved only while it matters: an idle worker has nothing that could be taken from it."""
-        return bool(self._held) and now - self._present_at >= self._settings.presence_ping_s
+        return self._is_direct and bool(self._held) and now - self._present_at >= self._settings.presence_ping_s
 
     async def _connect(self) -> None:
         sent_at = time.monotonic()
@@ -198,8 +200,8 @@ class LeaseKeeper:
             connection = await connect(self.dsn, schema=self._store.schema, purpose="heartbeat")
         self._connection = connection
         connection.add_termination_listener(lambda _connection: self._changed.set() if self._changed else None)
-        pid = await connection.fetchval("SELECT pg_backend_pid()", timeout=PRESENCE_DEADLINE_S)
-        if connection.get_server_pid() == pid:
+        self._is_direct = await is_direct(connection, timeout_s=PRESENCE_DEADLINE_S)
+        if self._is_direct:
             await self._be_present(connection, sent_at)
 
     async def _be_present(self, connection: Connection, sent_at: float) -> None:

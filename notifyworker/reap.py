@@ -8,7 +8,7 @@ not stop the old worker: it ends the lease, so that whatever that one still writ
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import asyncpg
 
@@ -32,8 +32,12 @@ class Reaper:
         self._metrics = metrics
         self.interval_s = interval_s
         self.is_leading = False
-        #: Set if this worker reaps without leading, since whoever holds the leader's lock does not.
+        #: Whether this worker reaps without leading, since nobody else does.
         self.stands_in = False
+        #: Whether this worker could lead at all: behind a pooler it can't.
+        self.may_lead: Callable[[], bool] = lambda: True
+        self._following_since = time.monotonic()
+        self._next_pass = 0.0
         self._absent: set[str] = set()
         self._gone_since: dict[str, float] = {}
         self._news = asyncio.Event()
@@ -49,29 +53,30 @@ class Reaper:
         """Take note of an election, or of its end."""
         if is_leading != self.is_leading:
             self.is_leading = is_leading
+            self._following_since = time.monotonic()
+            self.stands_in = False
+            if is_leading:
+                self._next_pass = 0.0
             self._gone_since.clear()
             self._news.set()
 
     async def run(self) -> None:
         """Reap until cancelled."""
-        next_pass = 0.0
         while True:
-            pause_s = next_pass - time.monotonic()
             try:
                 next_death = float("inf")
                 if self.is_leading:
                     next_death = await self._take_over()
-                    if time.monotonic() >= next_pass:
+                if time.monotonic() >= self._next_pass:
+                    self._next_pass = time.monotonic() + self.interval_s
+                    if self.is_leading or await self._nobody_reaps():
                         await self._pass()
                         await self._keep_partitions()
-                        next_pass = time.monotonic() + self.interval_s
-                elif time.monotonic() >= next_pass:
-                    await self._stand_in()
-                    next_pass = time.monotonic() + self.interval_s
-                pause_s = min(next_pass, next_death) - time.monotonic()
+                pause_s = min(self._next_pass, next_death) - time.monotonic()
             except DatabaseError as error:
                 self._metrics.database_errors.labels("reap").inc()
                 log.warning("reap_failed", error=brief(error))
+                self._next_pass = 0.0
                 pause_s = 1.0
             await is_set_within(self._news, max(0.05, pause_s))
             self._news.clear()
@@ -88,7 +93,8 @@ class Reaper:
         while await self._store.expire(self._link, limit=_BATCH) == _BATCH:
             continue
         await self._store.workers_forget(self._link, sorted(self._absent))
-        await self._store.reaper_pass(self._link, self._lease_owner, taken=taken, failed=failed, next_in_s=self.interval_s)
+        leader = self._lease_owner if self.is_leading else None
+        await self._store.reaper_pass(self._link, leader, taken=taken, failed=failed, next_in_s=self.interval_s)
 
     async def _take_over(self) -> float:
         """
@@ -124,13 +130,24 @@ class Reaper:
             )
         return sum(row["became"] == "failed" for row in rows)
 
-    async def _stand_in(self) -> None:
-        """Reap all the same if the leader's lock is held by somebody who does not: any role may take advisory locks."""
+    async def _nobody_reaps(self) -> bool:
+        """
+        Say whether two passes were missed, so that a follower has to reap.
+
+        With workers behind poolers alone there is no leader; and any role may take advisory locks, also the leader's.
+        """
         state = await self._store.reaper_state(self._link)
-        self.stands_in = state["silent_s"] > 2 * self.interval_s
-        if self.stands_in:
-            log.warning("leader_does_not_reap", leader=state["leader"], silent_s=round(state["silent_s"]))
-            await self._pass()
+        missed_s = 2 * self.interval_s
+        is_due = state["silent_s"] is None or state["silent_s"] > missed_s
+        if self.may_lead():  # then a leader is found within seconds, and is given the time
+            is_due = is_due and time.monotonic() - self._following_since > missed_s
+        is_new = is_due and not self.stands_in
+        self.stands_in = is_due or (self.stands_in and state["leader"] is None)
+        if is_new and self.may_lead():
+            log.warning("leader_does_not_reap", leader=state["leader"], silent_s=round(state["silent_s"] or 0))
+        elif is_new:
+            log.info("reaps_without_leader")
+        return is_due
 
     async def _keep_partitions(self) -> None:
         """Make the coming days' partitions and drop the expired ones; a reader in the way puts it off."""

@@ -213,8 +213,8 @@ class Store:
         """Write down who leads, and how."""
         await on.fetch(self._sql["reaper_elected"], leader, mode)
 
-    async def reaper_pass(self, on: Queryable, leader: str, *, taken: int, failed: int, next_in_s: float) -> None:
-        """Write down a pass of the reaper."""
+    async def reaper_pass(self, on: Queryable, leader: str | None, *, taken: int, failed: int, next_in_s: float) -> None:
+        """Write down a pass of the reaper; `leader` is None if it was one who does not lead."""
         await on.fetch(self._sql["reaper_pass"], leader, taken, failed, next_in_s)
 
     async def make_partitions(self, on: Queryable) -> int:

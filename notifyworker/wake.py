@@ -63,10 +63,15 @@ class Listener:
         self._connection = connection = await connect(self._dsn, schema=self._schema, purpose="listener")
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _connection: ended.set())
-        await connection.add_listener(self._schema, self._heard)
-        self.is_deaf = not await hears_notifications(self._dsn, schema=self._schema, listener=connection)
+        # Tested before LISTEN: behind a transaction pooler that would stay on a connection that others use.
+        was_deaf, self.is_deaf = self.is_deaf, not await hears_notifications(self._dsn, schema=self._schema, listener=connection)
         if self.is_deaf:
+            if not was_deaf:
+                log.warning(
+                    "listen_is_deaf", hint="a transaction pooler? give listen_dsn, a direct connection; polling until then"
+                )
             return
+        await connection.add_listener(self._schema, self._heard)
         backoff.reset()
         self.is_hearing = True
         self._metrics.listening.set(1)

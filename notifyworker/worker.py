@@ -98,6 +98,7 @@ class Conductor:
         self.leader.on_absent = self.reaper.saw
         self.vacuum = Vacuum(self.store, self._links["vacuum"], self.metrics)
         self.leader.on_dead_rows = self.vacuum.saw
+        self.reaper.may_lead = lambda: self.leader.may_lead
         self.leader.on_mode = self._mode_changed
         self.metrics.slots.set(settings.concurrency)
 
@@ -368,7 +369,7 @@ class Conductor:
             )
         if self.leader.queue_usage >= 0.5:  # noqa: PLR2004 - as in the trigger
             reasons.append(f"the notification queue is {self.leader.queue_usage:.0%} full: inserts do not wake workers")
-        if self.reaper.stands_in:
+        if self.reaper.stands_in and self.leader.may_lead:
             reasons.append("the leader's lock is held by somebody who does not reap: this worker stands in")
         if self.settler.failing_since is not None:
             reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - self.settler.failing_since:.0f} s")

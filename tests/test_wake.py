@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 from servers import eventually
+from structlog.testing import capture_logs
 from test_life import insert, is_empty, settled
 
 from notifyworker import Run, Worker, lanes
@@ -209,3 +210,48 @@ async def test_a_lane_that_is_new_does_not_wait_behind_a_backlog(make_worker, co
 
 async def _some_done(conn: asyncpg.Connection) -> bool:
     return await conn.fetchval("SELECT EXISTS (SELECT FROM notifyworker.run_history)")
+
+
+LATER = "INSERT INTO notifyworker.runs (kind, run_at) VALUES ('a', now() + interval '1 day') RETURNING run_id"
+TAKEN_BY_THE_DEAD = """
+    UPDATE notifyworker.runs SET state = 'running', attempt = 1, max_attempts = 3, lease_token = 1, lease_owner = 'dead',
+           run_at = now(), started_at = now(), lease_expires_at = now()
+     WHERE run_id = $1"""
+
+
+async def test_a_stranger_who_holds_the_leaders_lock_keeps_nobody_from_reaping(dsn, make_worker, connection):
+    await connection.execute("UPDATE notifyworker.settings SET value = '0.3' WHERE name = 'reaper_interval_s'")
+    stranger = await asyncpg.connect(dsn)
+    await stranger.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, GateLocks.of("notifyworker").leader)
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        for _ in range(2):
+            run_id = await connection.fetchval(LATER)
+            await connection.execute(TAKEN_BY_THE_DEAD, run_id)
+            assert (await settled(connection, run_id))["attempt"] == 2
+            assert "the leader's lock is held by somebody who does not reap" in worker._conductor.health()[0]
+        assert await connection.fetchval("SELECT leader FROM notifyworker.reaper") is None
+        await stranger.close()
+        await eventually(lambda: worker._conductor.leader.mode == "armed")
+        assert worker._conductor.health() == []
+
+
+async def test_a_fleet_that_was_down_for_long_is_healthy_and_reaps_at_once_when_it_is_back(make_worker, connection):
+    await connection.execute("UPDATE notifyworker.reaper SET leader = 'dead', last_pass_at = now() - interval '1 day'")
+    run_id = await connection.fetchval(LATER)
+    await connection.execute(TAKEN_BY_THE_DEAD, run_id)
+    worker = make_worker()  # the reaper's interval is a minute
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    with capture_logs() as logs:
+        async with worker:
+            assert (await settled(connection, run_id))["attempt"] == 2
+            assert worker._conductor.leader.mode == "armed"
+            assert worker._conductor.health() == []
+    assert "leader_does_not_reap" not in {entry["event"] for entry in logs}

@@ -4,7 +4,7 @@ WITH late AS MATERIALIZED (
     SELECT r.run_id FROM {schema}.runs AS r
      WHERE r.expires_at <= now() AND r.state = 'pending' ORDER BY r.expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
 ), gone AS (
-    DELETE FROM {schema}.runs AS r USING late WHERE r.run_id = late.run_id RETURNING r.*
+    DELETE FROM {schema}.runs WHERE run_id = ANY (array(SELECT run_id FROM late)) RETURNING *
 )
 INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, lease_token, timeout,
     priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,

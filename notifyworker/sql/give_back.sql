@@ -8,16 +8,18 @@ WITH outcome AS (
     SELECT r.run_id, o.counts, o.error,
            CASE WHEN o.delay_s IS NULL THEN r.run_at ELSE now() + o.delay_s * interval '1 s' END AS run_at,
            CASE WHEN o.error IS NULL THEN r.errors ELSE {schema}.with_error(r.errors, o.error) END AS errors
-      FROM outcome AS o JOIN {schema}.runs AS r ON r.run_id = o.run_id
-     WHERE r.lease_token = o.lease_token AND r.lease_owner = $1 AND r.state = 'running'
-       FOR UPDATE OF r SKIP LOCKED
+      FROM outcome AS o, LATERAL (
+          SELECT r.run_id, r.run_at, r.errors
+            FROM {schema}.runs AS r
+           WHERE r.run_id = o.run_id AND r.lease_token = o.lease_token AND r.lease_owner = $1 AND r.state = 'running'
+             FOR UPDATE SKIP LOCKED) AS r
 ), back AS (
     UPDATE {schema}.runs AS r
        SET state = 'pending', lease_owner = NULL, lease_expires_at = NULL, started_at = NULL,
            attempt = r.attempt - (NOT mine.counts)::int, run_at = mine.run_at, errors = mine.errors,
            is_shadow = r.is_shadow AND r.shadow_by IS DISTINCT FROM 'worker', shadow_by = nullif(r.shadow_by, 'worker')
       FROM mine
-     WHERE r.run_id = mine.run_id
+     WHERE r.run_id = mine.run_id AND r.run_id = ANY (array(SELECT run_id FROM mine))
     RETURNING r.run_id, r.run_at
 )
 SELECT run_id, (SELECT {schema}.announce((SELECT min(run_at) FROM back))) AS announced FROM back

@@ -12,7 +12,8 @@ WITH dead AS (
            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
            AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended($4 || owner, 0))
 ), taken AS MATERIALIZED (
-    SELECT r.run_id, r.attempt >= r.max_attempts AS is_last, r.lease_expires_at > now() AS was_alive
+    SELECT r.run_id, r.kind, r.project_id, r.attempt, r.lease_owner, r.attempt >= r.max_attempts AS is_last,
+           r.lease_expires_at > now() AS was_alive
       FROM {schema}.runs AS r
      WHERE r.lease_expires_at IS NOT NULL
        AND (r.lease_expires_at <= now() OR r.lease_owner IN (SELECT owner FROM dead))
@@ -20,34 +21,35 @@ WITH dead AS (
      LIMIT $1
        FOR UPDATE OF r SKIP LOCKED
 ), entry AS (
-    SELECT t.*, jsonb_build_object('attempt', r.attempt, 'code', 'E-RUN-002', 'worker', r.lease_owner,
-               'traceback', NULL, 'message', CASE WHEN t.was_alive
-                   THEN 'the worker is gone: its session has ended' ELSE 'the lease expired' END) AS error
-      FROM taken AS t JOIN {schema}.runs AS r ON r.run_id = t.run_id
+    SELECT jsonb_object_agg(run_id, jsonb_build_object('attempt', attempt, 'code', 'E-RUN-002', 'worker', lease_owner,
+               'traceback', NULL, 'message', CASE WHEN was_alive
+                   THEN 'the worker is gone: its session has ended' ELSE 'the lease expired' END)) AS of_run
+      FROM taken
 ), back AS (
     UPDATE {schema}.runs AS r
        SET state = 'pending', lease_owner = NULL, lease_expires_at = NULL, started_at = NULL,
-           errors = {schema}.with_error(r.errors, e.error),
+           errors = {schema}.with_error(r.errors, (SELECT of_run FROM entry) -> r.run_id::text),
            is_shadow = r.is_shadow AND r.shadow_by IS DISTINCT FROM 'worker', shadow_by = nullif(r.shadow_by, 'worker')
-      FROM entry AS e
-     WHERE r.run_id = e.run_id AND NOT e.is_last
+     -- Arrays and not joins: while statistics say that the table is empty, a join may read all of it instead.
+     WHERE r.run_id = ANY (array(SELECT run_id FROM taken WHERE NOT is_last))
     RETURNING r.run_at
 ), gone AS (
-    DELETE FROM {schema}.runs AS r USING entry AS e WHERE r.run_id = e.run_id AND e.is_last RETURNING r.*, e.error
+    DELETE FROM {schema}.runs WHERE run_id = ANY (array(SELECT run_id FROM taken WHERE is_last)) RETURNING *
 ), failed AS (
     INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
         priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,
         concurrency_key, error_code, payload, headers, errors, progress)
     SELECT run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
         priority, max_attempts, attempt, is_shadow, 'failed', kind, project_id, shadow_by, idempotency_key,
-        concurrency_key, 'E-RUN-002', payload, headers, {schema}.with_error(errors, error), progress
+        concurrency_key, 'E-RUN-002', payload, headers,
+        {schema}.with_error(errors, (SELECT of_run FROM entry) -> run_id::text), progress
       FROM gone
 ), log AS (
     INSERT INTO {schema}.reaps (run_id, kind, project_id, attempt, taken_from, taken_by, reason, became)
-    SELECT r.run_id, r.kind, r.project_id, r.attempt, r.lease_owner, $2,
-           CASE WHEN e.was_alive THEN 'presumed_dead' ELSE 'lease_expired' END,
-           CASE WHEN e.is_last THEN 'failed' ELSE 'pending' END
-      FROM entry AS e JOIN {schema}.runs AS r ON r.run_id = e.run_id
+    SELECT run_id, kind, project_id, attempt, lease_owner, $2,
+           CASE WHEN was_alive THEN 'presumed_dead' ELSE 'lease_expired' END,
+           CASE WHEN is_last THEN 'failed' ELSE 'pending' END
+      FROM taken
     RETURNING run_id, taken_from, reason, became
 )
 SELECT run_id, taken_from, reason, became,

@@ -1,0 +1,103 @@
+"""
+A backlog of others costs nobody anything: each statement of a run's life reads its own rows and no more.
+
+Also while statistics say that the table is empty, as they do from a burst after a quiet time until the next autovacuum,
+and in a session without our settings of the planner, as behind a transaction pooler.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from notifyworker.database import Connection, connect
+from notifyworker.lanes import SLACK, Lane
+from notifyworker.run import Desk, Outcome, State
+from notifyworker.store import Served, Store
+
+BACKLOG = 20_000
+OURS = 10
+OWNER = "host:1:abc"
+
+
+class Explained:
+    """A Queryable that counts the rows of `runs` that each statement reads, and then executes it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.rows_read: list[float] = []
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[asyncpg.Record]:
+        transaction = self._connection.transaction()
+        await transaction.start()
+        plan = json.loads(await self._connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", *args))
+        await transaction.rollback()
+        self.rows_read.append(sum(_read(plan[0]["Plan"])))
+        return await self._connection.fetch(query, *args, timeout=timeout)
+
+
+def _read(node: dict[str, Any]) -> Iterator[float]:
+    if node.get("Relation Name") == "runs" and "Scan" in node["Node Type"]:
+        removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+        yield (node["Actual Rows"] + removed) * node["Actual Loops"]
+    for inner in node.get("Plans", []):
+        yield from _read(inner)
+
+
+@pytest.fixture(params=["our settings", "no settings"])
+async def session(request: pytest.FixtureRequest, any_dsn: str) -> Any:
+    if request.param == "our settings":
+        conn = await connect(any_dsn, schema="notifyworker", purpose="test")
+    else:
+        conn = await asyncpg.connect(any_dsn, statement_cache_size=0)
+    yield conn
+    await conn.close()
+
+
+@pytest.mark.parametrize("statistics", ["of an empty table", "none", "of the backlog"])
+async def test_each_statement_of_a_runs_life_reads_its_own_rows_alone(session, statistics):
+    await session.execute("ALTER TABLE notifyworker.runs SET (autovacuum_enabled = off)")
+    if statistics == "of an empty table":
+        await session.execute("INSERT INTO notifyworker.runs (kind) VALUES ('a')")
+        await session.execute("DELETE FROM notifyworker.runs")
+        await session.execute("VACUUM ANALYZE notifyworker.runs")
+    for kind, count in (("others", BACKLOG), ("ours", 5 * OURS)):
+        await session.execute(f"INSERT INTO notifyworker.runs (kind) SELECT '{kind}' FROM generate_series(1, {count})")
+    if statistics == "of the backlog":
+        await session.execute("VACUUM ANALYZE notifyworker.runs")
+    on, store = Explained(session), Store("notifyworker")
+
+    held = await _claimed(on, store)
+    assert await store.heartbeat(on, OWNER, 60, held) == held.keys()
+    assert await store.held(on, OWNER, held) == held.keys()
+    back, done, dead = ({run_id: held[run_id] for run_id in list(held)[place::3]} for place in range(3))
+    assert await store.give_back(on, OWNER, _outcomes(back, State.PENDING)) == back.keys()
+    assert await store.settle(on, OWNER, _outcomes(done, State.COMPLETED)) == done.keys()
+    assert await store.settled(on, OWNER, held) == done.keys()
+    await session.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE lease_owner IS NOT NULL")
+    assert {row["run_id"] for row in await store.reap(on, limit=500, reaper=OWNER, presumed_dead=["x"])} == dead.keys()
+    await session.execute("UPDATE notifyworker.runs SET expires_at = now() WHERE kind = 'ours'")
+    assert await store.expire(on, limit=5) == 5
+
+    # Each reads a run at most four times: to find it, to lock it, to write it, and its old version.
+    assert max(on.rows_read) <= 4 * 5 * OURS, on.rows_read
+
+
+async def _claimed(on: Explained, store: Store) -> dict[UUID, int]:
+    served = Served(max_attempts={"idle": 3, "ours": 3}, timeouts_s={"idle": None, "ours": 60.0}, project_ids=None)
+    desk: Desk = None  # type: ignore[assignment]  # nobody executes them
+    (lane,) = await store.lanes(on, served)
+    lanes = [Lane("idle", "default", 0, lane["mark"]), Lane("ours", "default", 0, lane["mark"])]
+    runs = await store.claim(on, served, lanes, SLACK, limit=OURS, lease_owner=OWNER, lease_s=60, enforce_shadow=False, desk=desk)
+    assert [(run.kind, run.timeout_s) for run in runs] == [("ours", 60.0)] * OURS
+    assert {row["kind"] for row in await store.ready(on)} == {"others", "ours"}
+    assert len(await store.ready_since(on, lanes, SLACK)) == 1
+    return {run.run_id: run.lease_token for run in runs}
+
+
+def _outcomes(held: dict[UUID, int], to: State) -> list[Outcome]:
+    result = "{}" if to is State.COMPLETED else None
+    return [Outcome(run_id, token, 1, "ours", to, result=result) for run_id, token in held.items()]
