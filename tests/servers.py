@@ -108,6 +108,12 @@ async def drop_database(server: Server, dsn: str) -> None:
     await _maintain(server, f'DROP DATABASE IF EXISTS "{_database(dsn)}" WITH (FORCE)')
 
 
+def as_role(dsn: str, role: str, password: str) -> str:
+    """Return the DSN of the same database for another login. A server in a container may want a password of each."""
+    parts = urlsplit(dsn)
+    return urlunsplit(parts._replace(netloc=f"{role}:{password}@{parts.netloc.rpartition('@')[2]}"))
+
+
 def free_port() -> int:
     """Return a TCP port of the loopback interface that was free just now."""
     with socket.socket() as probe:
