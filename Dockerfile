@@ -11,7 +11,7 @@ FROM python:3.13-slim
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir "$(echo /wheels/*.whl)[uvloop]" \
-    && useradd --system --uid 10001 --no-create-home worker
+    && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin worker
 WORKDIR /app
 COPY examples examples
 USER worker

@@ -50,7 +50,7 @@ class Server:
 
 
 class NoEngine(Exception):
-    """There is no usable Docker engine, or it has not got the image and can't pull it."""
+    """There is no usable Docker engine: none answers, it can't get or run the image, or its ports are not reached from here."""
 
 
 @overload
@@ -85,12 +85,12 @@ async def provide(major: int = DEFAULT_MAJOR) -> AsyncIterator[Server]:
             return
         if wanted != "embedded":
             try:
-                dsn = await stack.enter_async_context(_docker(major))
+                server = await stack.enter_async_context(_docker(major))
             except NoEngine:
                 if wanted == "docker":
                     raise
             else:
-                yield await _server(dsn, f"docker postgres:{major}")
+                yield server
                 return
         yield await stack.enter_async_context(_embedded(major))
 
@@ -106,6 +106,12 @@ async def create_database(server: Server, template: str | None = None) -> str:
 async def drop_database(server: Server, dsn: str) -> None:
     """Drop a database, with whoever is still connected to it."""
     await _maintain(server, f'DROP DATABASE IF EXISTS "{_database(dsn)}" WITH (FORCE)')
+
+
+def as_role(dsn: str, role: str, password: str) -> str:
+    """Return the DSN of the same database for another login. A server in a container may want a password of each."""
+    parts = urlsplit(dsn)
+    return urlunsplit(parts._replace(netloc=f"{role}:{password}@{parts.netloc.rpartition('@')[2]}"))
 
 
 def free_port() -> int:
@@ -174,17 +180,22 @@ def scratch_directory() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def _docker(major: int) -> AsyncIterator[str]:
+async def _docker(major: int) -> AsyncIterator[Server]:
     host_network = os.environ.get("NOTIFYWORKER_TEST_DOCKER_NETWORK") == "host"
     password = secrets.token_hex(16)
     port = free_port() if host_network else 5432
     options = container_options(port=port, password=password, host_network=host_network)
     container = await asyncio.to_thread(_run_container, f"postgres:{major}", options)
     try:
-        await eventually(lambda: asyncio.to_thread(_healthy, container), _HEALTHY_S)
+        await _until_healthy(container)
         if not host_network:
-            port = int(container.attrs["NetworkSettings"]["Ports"]["5432/tcp"][0]["HostPort"])
-        yield f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
+            port = _published_port(container)
+        try:
+            server = await _server(f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres", f"docker postgres:{major}")
+        except OSError as error:  # the engine is another machine's, as that of a development container may be
+            message = f"the engine runs postgres:{major}, but 127.0.0.1:{port} is not reached from here: {error}"
+            raise NoEngine(message) from error
+        yield server
     finally:
         await asyncio.to_thread(_remove_container, container)
 
@@ -225,10 +236,10 @@ def _run_container(image: str, options: Mapping[str, Any]) -> Any:
             client.images.get(image)
         except docker.errors.ImageNotFound:
             client.images.pull(*image.split(":"))
+        return client.containers.run(image, **options)
     except (docker.errors.DockerException, OSError) as error:
-        message = f"no Docker engine, or no {image} in it: {error}"
+        message = f"no Docker engine, or none that runs {image}: {error}"
         raise NoEngine(message) from error
-    return client.containers.run(image, **options)
 
 
 def _ping(docker: Any) -> None:
@@ -245,9 +256,29 @@ def _ping(docker: Any) -> None:
     raise NoEngine(message)
 
 
-def _healthy(container: Any) -> bool:
-    container.reload()  # docker.errors.NotFound: it has ended, and removed itself
-    return bool(container.attrs["State"]["Health"]["Status"] == "healthy")
+async def _until_healthy(container: Any) -> None:
+    import docker.errors
+
+    def healthy() -> bool:
+        container.reload()
+        return bool(container.attrs["State"]["Health"]["Status"] == "healthy")
+
+    try:
+        await eventually(lambda: asyncio.to_thread(healthy), _HEALTHY_S)
+    except docker.errors.NotFound as error:
+        message = f"the container of {container.attrs['Config']['Image']} ended, and removed itself, before it was healthy"
+        raise NoEngine(message) from error
+    except TimeoutError as error:
+        message = f"the container of {container.attrs['Config']['Image']} was not healthy within {_HEALTHY_S} s"
+        raise NoEngine(message) from error
+
+
+def _published_port(container: Any) -> int:
+    published = (container.attrs["NetworkSettings"]["Ports"] or {}).get("5432/tcp")
+    if not published:
+        message = "the Docker engine publishes no ports; NOTIFYWORKER_TEST_DOCKER_NETWORK=host does without"
+        raise NoEngine(message)
+    return int(published[0]["HostPort"])
 
 
 def _remove_container(container: Any) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from servers import eventually, processes, scratch_directory
+from servers import as_role, eventually, processes, scratch_directory
 
 import notifyworker
 from notifyworker.cli import masked
@@ -267,7 +267,7 @@ async def test_without_rights_and_read_only(dsn: str, connection: asyncpg.Connec
     role = f"nobody_{os.urandom(4).hex()}"
     await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
     try:
-        env = {"NOTIFYWORKER_DSN": dsn.replace("://", f"://{role}:{PASSWORD}@", 1) if "@" not in dsn else _as(dsn, role)}
+        env = {"NOTIFYWORKER_DSN": as_role(dsn, role, PASSWORD)}
         assert "GRANT" in await refused(3, "runs", "list", env=env)
         assert "GRANT" in await refused(3, "enqueue", "k", env=env)
         (tmp_path / "app.py").write_text(APP)
@@ -283,10 +283,6 @@ async def test_without_rights_and_read_only(dsn: str, connection: asyncpg.Connec
         assert role in await refused(3, "status", env=env)
     finally:
         await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
-
-
-def _as(dsn: str, role: str) -> str:
-    return re.sub(r"://[^@]*@", f"://{role}:{PASSWORD}@", dsn, count=1)
 
 
 # MODULE:ATTR.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from servers import as_role
 
 from notifyworker.database import GateLocks
 from notifyworker.errors import DatabaseUnavailable, SchemaTooNew, StartError
@@ -256,10 +257,10 @@ async def test_a_database_newer_than_the_code_is_refused(dsn, connection):
 
 async def test_who_may_not_migrate_is_told_so(empty_dsn):
     conn = await connect(empty_dsn)
-    await conn.execute("CREATE ROLE nobody_much LOGIN")
+    await conn.execute("CREATE ROLE nobody_much LOGIN PASSWORD 'nobody_much'")
     try:
         with pytest.raises(StartError, match="migrate as the database's owner"):
-            await migrate(empty_dsn.replace("postgres@", "nobody_much@"), "notifyworker")
+            await migrate(as_role(empty_dsn, "nobody_much", "nobody_much"), "notifyworker")
     finally:
         await conn.execute("DROP ROLE nobody_much")
         await conn.close()
@@ -267,10 +268,10 @@ async def test_who_may_not_migrate_is_told_so(empty_dsn):
 
 async def test_a_migration_without_createrole_goes_on(empty_dsn):
     conn = await connect(empty_dsn)
-    await conn.execute("CREATE ROLE owner_only LOGIN")
+    await conn.execute("CREATE ROLE owner_only LOGIN PASSWORD 'owner_only'")
     await conn.execute(f'GRANT CREATE ON DATABASE "{empty_dsn.partition("?")[0].rpartition("/")[2]}" TO owner_only')
     try:
-        await migrate(empty_dsn.replace("postgres@", "owner_only@"), "elsewhere")
+        await migrate(as_role(empty_dsn, "owner_only", "owner_only"), "elsewhere")
         assert await conn.fetchval("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'elsewhere%'") == 0
         assert await conn.fetchval("SELECT count(*) FROM elsewhere.migrations") == len(migrations())
     finally:
