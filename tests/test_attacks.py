@@ -1,0 +1,216 @@
+"""Attacks on the worker: each was a real failure once."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+from collections import Counter
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pydantic
+import pytest
+from servers import Cluster, eventually
+from test_faults import Process, all_run, cluster, ledger, spawn, until_it_answers  # noqa: F401 - fixtures
+from test_life import insert, run_of, settled, state
+
+from notifyworker import Retry, Run, Snooze, Worker
+from notifyworker.database import LOCK_CLASS, GateLocks
+from notifyworker.migrate import migrate
+
+
+async def test_a_run_that_comes_back_after_an_idle_time_does_not_end_its_worker(spawn, connection, ledger):
+    worker = await spawn(lease_s=3, heartbeat_interval_s=1).started()
+
+    run = await settled(connection, await insert(connection, "come_back"), 20)
+
+    assert (run["state"], run["lease_token"]) == ("completed", 2)
+    assert not worker.exited()
+
+
+async def test_a_row_locked_by_a_stranger_during_one_heartbeat_ends_no_worker(dsn, spawn, connection, tmp_path):
+    worker = await spawn(lease_s=6, heartbeat_interval_s=1).started()
+    until = tmp_path / "until"
+    ids = [await insert(connection, "hold", json.dumps({"until": str(until)})) for _ in range(2)]
+    await eventually(lambda: all_run(connection, ids))
+    held_for = "SELECT bool_and(now() - started_at > interval '6 s') FROM notifyworker.runs"
+    await eventually(lambda: connection.fetchval(held_for), 10)
+    renewed = await connection.fetchval("SELECT lease_expires_at FROM notifyworker.runs WHERE run_id = $1", ids[1])
+
+    stranger = await asyncpg.connect(dsn)
+    async with stranger.transaction():
+        await stranger.execute("SELECT FROM notifyworker.runs WHERE run_id = $1 FOR UPDATE", ids[0])
+        later = "SELECT lease_expires_at > $2::timestamptz + interval '2 s' FROM notifyworker.runs WHERE run_id = $1"
+        await eventually(lambda: worker.exited() or connection.fetchval(later, ids[1], renewed))
+    until.touch()
+
+    assert not worker.exited()
+    for run_id in ids:
+        assert (await settled(connection, run_id))["attempt"] == 1
+    await stranger.close()
+
+
+async def test_a_worker_that_starts_after_a_long_downtime_of_the_fleet_is_healthy(make_worker, connection):
+    await connection.execute("UPDATE notifyworker.reaper SET last_pass_at = now() - interval '1 hour', passes = 1")
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        await eventually(lambda: connection.fetchval("SELECT passes >= 2 FROM notifyworker.reaper"))
+        await settled(connection, await insert(connection, "a"))
+        assert worker._conductor.health() == []
+
+
+async def test_reaping_happens_though_a_stranger_has_held_the_leaders_lock_from_the_beginning(dsn, make_worker, connection):
+    stranger = await asyncpg.connect(dsn)
+    await stranger.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, GateLocks.of("notifyworker").leader)
+    await connection.execute("UPDATE notifyworker.settings SET value = '0.3' WHERE name = 'reaper_interval_s'")
+    worker = make_worker()
+    run_id = await insert(connection, "a")
+    await connection.execute(
+        "UPDATE notifyworker.runs SET state = 'running', attempt = 1, max_attempts = 3, lease_token = 1, lease_owner = 'gone',"
+        " lease_expires_at = now(), started_at = now()"
+    )
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        assert (await settled(connection, run_id, 10))["attempt"] == 2
+    await stranger.close()
+
+
+class Picky(pydantic.BaseModel):
+    to: str
+
+    @pydantic.field_validator("to")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return {"a": "b"}[value]  # a KeyError, which pydantic lets through
+
+
+class Odd:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+@pytest.mark.parametrize("what", ["payload", "result", "effect"])
+async def test_what_raises_around_a_handler_does_not_go_round_for_ever(make_worker, connection, what):
+    worker = make_worker()
+    calls = 0
+
+    @worker.handler("payload")
+    async def payload(run: Run, payload: Picky) -> None: ...
+
+    @worker.handler("result")
+    async def result(run: Run) -> object:
+        nonlocal calls
+        calls += 1
+        return Picky  # the class, by mistake
+
+    @worker.handler("effect")
+    async def effect(run: Run) -> None:
+        nonlocal calls
+        calls += 1
+        await run.effect("send", print, Odd())
+
+    async with worker:
+        run = await settled(connection, await insert(connection, what, '{"to": "x"}', is_shadow=True, max_attempts=1))
+
+    if what == "effect":
+        assert (run["state"], calls) == ("completed", 1)
+    else:
+        assert (run["state"], run["error_code"]) == ("failed", {"payload": "E-RUN-004", "result": "E-RUN-005"}[what])
+        assert calls <= 1
+
+
+async def test_stop_iteration_in_a_plain_handler_fails_the_attempt(make_worker, connection):
+    worker = make_worker()
+
+    @worker.handler("a", retry=Retry(max_attempts=1))
+    def handle(run: Run) -> object:
+        return next(iter([]))
+
+    async with worker:
+        run = await settled(connection, await insert(connection, "a"), 5)
+
+    assert (run["state"], run["error_code"]) == ("failed", "E-RUN-001")
+
+
+async def test_a_stranger_who_may_do_nothing_can_not_end_a_run_by_a_notification(make_worker, connection):
+    worker = make_worker()
+    go_on, is_cancelled = asyncio.Event(), asyncio.Event()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> str:
+        try:
+            await go_on.wait()
+        except asyncio.CancelledError:
+            is_cancelled.set()
+            raise
+        return "done"
+
+    @worker.handler("b")
+    async def other(run: Run) -> None: ...
+
+    async with worker:
+        run_id = await insert(connection, "a")
+        await eventually(lambda: all_run(connection, [run_id]))
+        await connection.execute("SELECT pg_notify('notifyworker', $1)", f"cancel:{run_id}")
+        await settled(connection, await insert(connection, "b"))  # its notification came after that one
+        go_on.set()
+        run = await settled(connection, run_id, 5)
+
+    assert run["result"] == '"done"'
+    assert not is_cancelled.is_set()
+
+
+async def test_a_cancelled_run_that_waits_for_a_slot_is_not_executed(make_worker, connection):
+    worker = make_worker(concurrency=1, prefetch=1)
+    go_on = asyncio.Event()
+    executed: list[UUID] = []
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None:
+        executed.append(run.run_id)
+        await go_on.wait()
+
+    async with worker:
+        ids = [await insert(connection, "a") for _ in range(2)]
+        await eventually(lambda: all_run(connection, ids))
+        await connection.execute("SELECT notifyworker.cancel($1)", ids[1])
+        third = await insert(connection, "a")
+        await eventually(lambda: all_run(connection, [third]))  # its slot is free again
+        go_on.set()
+        await settled(connection, third)
+
+    assert executed == [ids[0], third]
+
+
+async def test_two_attempts_at_one_run_in_one_worker_settle_by_the_newer(make_worker, connection):
+    await connection.execute("UPDATE notifyworker.settings SET value = '0.2' WHERE name = 'reaper_interval_s'")
+    worker = make_worker()
+    releases: dict[int, asyncio.Event] = {1: asyncio.Event(), 2: asyncio.Event()}
+    began: list[int] = []
+
+    @worker.handler("a")
+    async def handle(run: Run) -> int:
+        began.append(run.attempt)
+        with contextlib.suppress(asyncio.CancelledError):
+            await releases[run.attempt].wait()
+        return run.attempt
+
+    async with worker:
+        run_id = await insert(connection, "a")
+        await eventually(lambda: all_run(connection, [run_id]))
+        await connection.execute("UPDATE notifyworker.runs SET lease_expires_at = now() - interval '1 s'")
+        await eventually(lambda: began == [1, 2])
+        releases[2].set()
+        releases[1].set()
+        run = await settled(connection, run_id, 5)
+
+    assert (run["result"], run["attempt"]) == ("2", 2)
