@@ -269,7 +269,9 @@ class LeaseKeeper:
     def _lease_deadline(self) -> float:
         """When the oldest lease is so old that it may be another's soon."""
         held = self._held.copy()
-        oldest = min((self._renewed.get(run_id, claimed_at) for run_id, (_, claimed_at) in held.items()), default=None)
+        # The later of the two: a renewal may be of an earlier lease of the same run, however long ago.
+        renewed = self._renewed
+        oldest = min((max(renewed.get(run_id, 0.0), claimed_at) for run_id, (_, claimed_at) in held.items()), default=None)
         return float("inf") if oldest is None else oldest + self._settings.lapse_s
 
     def _give_up(self, why: str) -> None:
