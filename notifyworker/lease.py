@@ -231,7 +231,8 @@ class LeaseKeeper:
             log.error("renewals_stopped", stalled_s=round(sent_at - self._stalled_since, 1), running=len(held))
         elif held:
             renewed = await self._store.heartbeat(on, self._lease_owner, self._settings.lease_s, held)
-            self._renewed = dict.fromkeys(renewed, sent_at)
+            kept = {run_id: at for run_id, at in self._renewed.items() if run_id in held}
+            self._renewed = kept | dict.fromkeys(renewed, sent_at)
             missed = {run_id: held[run_id] for run_id in held.keys() - renewed if run_id in self._held}
             if missed:
                 skipped = await self._store.held(on, self._lease_owner, missed)
