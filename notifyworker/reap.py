@@ -38,6 +38,7 @@ class Reaper:
         self._gone_since: dict[str, float] = {}
         self._news = asyncio.Event()
         self._partitions_at = 0.0
+        self._pass_at = 0.0
 
     def saw(self, absent: Sequence[str]) -> None:
         """Take note of one look of the leader: these owners should be present and are not."""
@@ -49,25 +50,28 @@ class Reaper:
         """Take note of an election, or of its end."""
         if is_leading != self.is_leading:
             self.is_leading = is_leading
+            self.stands_in = False
             self._gone_since.clear()
+            self._pass_at = 0.0 if is_leading else time.monotonic() + self.interval_s
             self._news.set()
 
     async def run(self) -> None:
         """Reap until cancelled."""
-        next_pass = 0.0
+        # A leader passes at once. A follower first gives one the time to: the fleet may just have been started.
+        self._pass_at = 0.0 if self.is_leading else time.monotonic() + self.interval_s
         while True:
-            pause_s = next_pass - time.monotonic()
+            pause_s = self._pass_at - time.monotonic()
             try:
                 if self.is_leading:
                     await self._take_over()
-                    if time.monotonic() >= next_pass:
+                    if time.monotonic() >= self._pass_at:
                         await self._pass()
                         await self._keep_partitions()
-                        next_pass = time.monotonic() + self.interval_s
-                elif time.monotonic() >= next_pass:
+                        self._pass_at = time.monotonic() + self.interval_s
+                elif time.monotonic() >= self._pass_at:
+                    self._pass_at = time.monotonic() + self.interval_s  # before: an election meanwhile wants a pass at once
                     await self._stand_in()
-                    next_pass = time.monotonic() + self.interval_s
-                pause_s = next_pass - time.monotonic()
+                pause_s = self._pass_at - time.monotonic()
             except DatabaseError as error:
                 self._metrics.database_errors.labels("reap").inc()
                 log.warning("reap_failed", error=brief(error))
@@ -120,7 +124,7 @@ class Reaper:
     async def _stand_in(self) -> None:
         """Reap all the same if the leader's lock is held by somebody who does not: any role may take advisory locks."""
         state = await self._store.reaper_state(self._link)
-        self.stands_in = state["silent_s"] > 2 * self.interval_s
+        self.stands_in = not self.is_leading and state["silent_s"] > 2 * self.interval_s
         if self.stands_in:
             log.warning("leader_does_not_reap", leader=state["leader"], silent_s=round(state["silent_s"]))
             await self._pass()

@@ -1,4 +1,4 @@
--- silent_s: seconds since the last pass; 0 before the first
+-- silent_s: seconds since the last pass; before the first, since the migration
 SELECT leader, mode, elected_at, last_pass_at, next_pass_at, passes, reaped_total, failed_total,
-       coalesce(extract(epoch FROM now() - last_pass_at)::float8, 0) AS silent_s
+       extract(epoch FROM now() - coalesce(last_pass_at, (SELECT max(applied_at) FROM {schema}.migrations)))::float8 AS silent_s
   FROM {schema}.reaper
