@@ -19,7 +19,7 @@ from uuid import UUID
 
 from notifyworker.database import Connection, DatabaseError, Link, brief, connect, explain, is_refusal
 from notifyworker.errors import Code, LeaseLost, StartError
-from notifyworker.execute import Attempt, error_entry, execute, outcome_of_end, released
+from notifyworker.execute import Attempt, error_entry, execute, outcome_of_end, outcome_of_error, released
 from notifyworker.handlers import Handler
 from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
@@ -335,7 +335,7 @@ class Conductor:
             outcome = outcome_of_end(attempt, self.lease_owner)
         elif (error := task.exception()) is not None:
             log.critical("execute_failed", run_id=str(run.run_id), error=repr(error))
-            outcome = released(run, self.lease_owner)
+            outcome = outcome_of_error(attempt, error, self.lease_owner)  # it counts: the same may happen again
         else:
             outcome = task.result()
         self._settle(attempt, outcome)
