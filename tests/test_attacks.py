@@ -3,22 +3,20 @@
 import asyncio
 import contextlib
 import json
-import signal
 import time
-from collections import Counter
-from typing import Any
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
 import asyncpg
 import pydantic
 import pytest
-from servers import Cluster, eventually
-from test_faults import Process, all_run, cluster, ledger, spawn, until_it_answers  # noqa: F401 - fixtures
-from test_life import insert, run_of, settled, state
+from servers import eventually
+from test_faults import all_run, ledger, spawn  # noqa: F401 - fixtures
+from test_life import insert, settled
 
-from notifyworker import Retry, Run, Snooze, Worker
+from notifyworker import Retry, Run
 from notifyworker.database import LOCK_CLASS, GateLocks
-from notifyworker.migrate import migrate
 
 
 async def test_a_run_that_comes_back_after_an_idle_time_does_not_end_its_worker(spawn, connection, ledger):
@@ -214,3 +212,57 @@ async def test_two_attempts_at_one_run_in_one_worker_settle_by_the_newer(make_wo
         run = await settled(connection, run_id, 5)
 
     assert (run["result"], run["attempt"]) == ("2", 2)
+
+
+@contextlib.asynccontextmanager
+async def outage(dsn: str) -> AsyncIterator[None]:
+    """Nobody can connect, and whoever was connected is not, but for those who are named test."""
+    name = urlsplit(dsn).path.lstrip("/")
+    admin = await asyncpg.connect(urlunsplit(urlsplit(dsn)._replace(path="/postgres")))
+    await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    ours = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND application_name LIKE 'notifyworker%'"
+    await admin.fetch(ours, name)
+    try:
+        yield
+    finally:
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await admin.close()
+
+
+async def test_a_worker_outlives_an_outage_if_its_handlers_have_ended(dsn, spawn, connection, tmp_path):
+    worker = await spawn().started()
+    until = tmp_path / "until"
+    run_id = await insert(connection, "hold", json.dumps({"until": str(until)}))
+    await eventually(lambda: all_run(connection, [run_id]))
+
+    async with outage(dsn):
+        until.touch()
+        await eventually(lambda: worker.events("settle_failed"))
+        failed_at = time.monotonic()
+        await eventually(lambda: worker.exited() or time.monotonic() - failed_at > 12, 20)  # above every limit of presence
+        assert not worker.exited()
+
+    run = await settled(connection, run_id, 20)
+    assert (run["state"], run["attempt"]) == ("completed", 1)
+
+
+async def test_an_outage_that_is_over_ends_no_worker_that_has_new_work(dsn, spawn, connection, tmp_path):
+    worker = await spawn().started()
+    until = tmp_path / "until"
+    run_id = await insert(connection, "hold", json.dumps({"until": str(until)}))
+    await eventually(lambda: all_run(connection, [run_id]))
+
+    async with connection.transaction():
+        # So that the worker always holds something, as one does that has much to do.
+        await connection.execute("SELECT FROM notifyworker.runs WHERE run_id = $1 FOR UPDATE", run_id)
+        async with outage(dsn):
+            await eventually(lambda: worker.events("leases_lapsed"), 15)
+        lapsed_at = time.monotonic()
+        await connection.execute("SELECT 1")
+        other = await asyncpg.connect(dsn)
+        new = await insert(other, "hold", json.dumps({"until": str(tmp_path / "never")}))
+        await eventually(lambda: all_run(other, [new]))
+        await eventually(lambda: worker.exited() or time.monotonic() - lapsed_at > 4)
+        await other.close()
+
+    assert not worker.exited()
