@@ -344,6 +344,8 @@ class Conductor:
         self._lingering.discard(attempt)
         if attempt.thread is not None and not attempt.thread.done():
             self._linger(attempt)
+        else:
+            self.keeper.handler_ended(run.run_id, run.lease_token)
         self.metrics.execution.labels(run.kind).observe(asyncio.get_running_loop().time() - attempt.started_at)
         self._slot_is_free()
 
@@ -355,6 +357,7 @@ class Conductor:
 
         def done() -> None:
             self._lingering.discard(attempt)
+            self.keeper.handler_ended(attempt.run.run_id, attempt.run.lease_token)
             self._slot_is_free()
 
         def tell(_thread: object) -> None:
