@@ -69,11 +69,19 @@ class Settler:
             await self._some.wait()
             self._some.clear()
             while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+                batch = self._next_batch()
                 self._writing = len(batch)
                 await self._write_all(batch)
                 self._writing = 0
             self._none.set()
+
+    def _next_batch(self) -> list[Outcome]:
+        """One outcome a run: two attempts at one run, of which one is refused, go one after the other."""
+        batch: dict[UUID, Outcome] = {}
+        while self._waiting and len(batch) < _BATCH and self._waiting[0].run_id not in batch:
+            outcome = self._waiting.popleft()
+            batch[outcome.run_id] = outcome
+        return list(batch.values())
 
     async def _write_all(self, batch: list[Outcome]) -> None:
         back = [o for o in batch if o.to is State.PENDING]

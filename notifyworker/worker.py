@@ -298,6 +298,9 @@ class Conductor:
     def _start(self, run: Run) -> None:
         loop = asyncio.get_running_loop()
         attempt = Attempt(run, self._handlers[run.kind])
+        if (older := self._running.get(run.run_id)) is not None:  # its lease is over, and nobody has told us yet
+            self._lingering.add(older)
+            self._end(older, "lost")
         self._running[run.run_id] = attempt
         attempt.started_at = loop.time()
         attempt.task = loop.create_task(
@@ -316,14 +319,15 @@ class Conductor:
 
     def _abandon(self, attempt: Attempt) -> None:
         """A handler that ignores its cancellation keeps its slot until it ends, and its run goes on without it."""
-        if attempt.task is None or attempt.task.done() or attempt in self._lingering:
+        if attempt.task is None or attempt.task.done() or attempt.is_settled:
             return
         frames = [f"{f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}" for f in attempt.task.get_stack()]
         log.error(
             "handler_ignores_cancellation", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why, at=frames
         )
         self._settle(attempt, outcome_of_end(attempt, self.lease_owner))
-        self._running.pop(attempt.run.run_id, None)
+        if self._running.get(attempt.run.run_id) is attempt:
+            del self._running[attempt.run.run_id]
         self._lingering.add(attempt)
         self._slot_freed.set()
 
