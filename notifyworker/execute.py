@@ -21,8 +21,8 @@ from notifyworker.run import Outcome, Run, State
 MESSAGE_BYTES = 8 * 1024
 TRACEBACK_BYTES = 32 * 1024
 
-#: Why an attempt was ended from outside. "lost" and "cancelled": somebody else has settled or taken the run.
-Why: TypeAlias = Literal["timeout", "lost", "cancelled", "stopping"]
+#: Why an attempt was ended from outside. "lost": somebody else has settled, cancelled or taken the run.
+Why: TypeAlias = Literal["timeout", "lost", "stopping"]
 
 
 class Attempt:

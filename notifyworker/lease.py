@@ -68,6 +68,7 @@ class LeaseKeeper:
         self._holding_since = 0.0
         self._present_at = 0.0
         self._beat_at = time.monotonic()
+        self._beat_now = False
         self._pinged_at: float | None = None
         self._stalled_since: float | None = None
         self._gave_up = False
@@ -124,8 +125,8 @@ class LeaseKeeper:
         return time.monotonic() - self._beat_at
 
     def announce(self) -> None:
-        """Beat at once: the worker's row has changed."""
-        self._beat_at = 0.0
+        """Beat at once: the worker's row has changed, or somebody says that a run was taken from it."""
+        self._beat_now = True
         self._wake_thread()
 
     async def stop(self) -> None:
@@ -173,7 +174,8 @@ class LeaseKeeper:
         backoff = Backoff(cap_s=1.0)
         next_beat = time.monotonic() + self._settings.heartbeat_interval_s
         while not self._stopping:
-            if self._beat_at == 0.0:
+            if self._beat_now:
+                self._beat_now = False
                 next_beat = 0.0
             try:
                 if self._connection is None or self._connection.is_closed():

@@ -417,19 +417,25 @@ class Conductor:
                 log.warning("lease_lost", run_id=str(run_id), kind=attempt.run.kind, why=why, lease_token=token)
                 # After a lapse nobody may have taken it yet: then the release is accepted, else it is refused.
                 self._end(attempt, "stopping" if why == "lapse" else "lost")
+            elif (run := next((r for r in self._waiting if (r.run_id, r.lease_token) == (run_id, token)), None)) is not None:
+                self.metrics.lost.inc()
+                log.warning("lease_lost", run_id=str(run_id), kind=run.kind, why=why, lease_token=token)
+                self._waiting.remove(run)
+                if why == "lapse":
+                    self.keeper.handler_ended(run_id, token)
+                    self.settler.put(released(run, self.lease_owner))
+                else:
+                    self.keeper.drop(run_id, token)
+                self._slot_is_free()
 
     def _heard(self, message: str) -> None:
         what, _, argument = message.partition(":")
         if what != "cancel":
             self.leader.heard(message)
             return
-        try:
-            attempt = self._running.get(UUID(argument))
-        except ValueError:
-            return  # anybody may notify on our channel
-        if attempt is not None:
-            log.info("run_cancelled", run_id=argument, kind=attempt.run.kind)
-            self._end(attempt, "cancelled")
+        # Anybody may notify on our channel, so this proves nothing: a heartbeat now finds out whether it is true.
+        if argument in map(str, [*self._running, *(run.run_id for run in self._waiting)]):
+            self.keeper.announce()
 
     # What a handler asks for (Desk), and what others see.
 
