@@ -132,6 +132,7 @@ class Leader:
             quiet = 0 if await self._look_and_wake() else quiet + 1
             if loop.time() >= fleet_look_at:
                 fleet_look_at = loop.time() + LOOK_S
+                self._heads = frozenset()  # as when arming: a locked head must not hide what is behind it for longer
                 await self._look_at_fleet()
             await asyncio.sleep(self._tick_s)
 
@@ -146,6 +147,8 @@ class Leader:
         if self._holds_coalesced:
             await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.coalesced)
             self._holds_coalesced = False
+        # Whoever waits behind a head that was seen before, and that somebody holds locked, stayed silent as well.
+        self._heads = frozenset()
         await self._look_and_wake()
         await self._notify("armed")
 

@@ -52,6 +52,7 @@ class Listener:
             except DatabaseError as error:
                 self._metrics.reconnects.labels("listener").inc()
                 log.warning("listener_lost", error=brief(error))
+                self._wake.set()  # a look by the claim loop finds out at once whether there still is a database
             finally:
                 self._not_hearing()
             await asyncio.sleep(DEAF_RETRY_S if self.is_deaf else backoff.next_s())
