@@ -117,6 +117,7 @@ class Worker:
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
+            self._stop = asyncio.Event()  # a later run is not ended by what ended this one
 
     def stop(self) -> None:
         """Ask for a drain. Safe to call twice, early, or from a signal handler of the host's."""
@@ -137,9 +138,10 @@ class Worker:
         if not self.kinds:
             message = "this worker has no handler"
             raise SettingsError(message, hint='@worker.handler("email.send")')
-        if not standalone:
-            self._stop.clear()
-            self._force.clear()
+        # New ones, since an event belongs to the loop that has waited for it, and a worker may outlive a loop.
+        if not (standalone and self._stop.is_set()):
+            self._stop = asyncio.Event()
+        self._force = asyncio.Event()
         wants_sidecar = standalone if self.settings.sidecar is None else self.settings.sidecar
         self._conductor = conductor = Conductor(self.settings, self._handlers.of(self.settings.kinds), standalone=standalone)
         try:

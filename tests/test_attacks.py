@@ -13,9 +13,9 @@ import pydantic
 import pytest
 from servers import eventually
 from test_faults import all_run, ledger, spawn  # noqa: F401 - fixtures
-from test_life import insert, settled
+from test_life import insert, run_of, settled
 
-from notifyworker import Retry, Run
+from notifyworker import Retry, Run, Worker
 from notifyworker.database import LOCK_CLASS, GateLocks
 
 
@@ -266,3 +266,66 @@ async def test_an_outage_that_is_over_ends_no_worker_that_has_new_work(dsn, spaw
         await other.close()
 
     assert not worker.exited()
+
+
+async def test_a_worker_can_live_in_one_loop_after_another(dsn):
+    worker = Worker(dsn, poll_interval_s=60, drain_timeout_s=10)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> str:
+        await asyncio.sleep(0.3)
+        return "done"
+
+    async def lifetime() -> str:
+        conn = await asyncpg.connect(dsn)
+        async with worker:
+            run_id = await insert(conn, "a")
+            await eventually(lambda: all_run(conn, [run_id]))
+        run = await run_of(conn, run_id)
+        await conn.close()
+        return run["state"]
+
+    # As a host's test-suite does, with a loop a test.
+    states = [await asyncio.to_thread(asyncio.run, lifetime()) for _ in range(2)]
+
+    assert states == ["completed", "completed"]
+
+
+async def test_what_is_silent_behind_a_locked_head_is_found_when_the_leader_arms_again(dsn, make_worker, connection):
+    worker = make_worker(wake_coalesce_per_s=20, concurrency=50)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    stranger = await asyncpg.connect(dsn)
+    coalesced = "SELECT mode = 'coalesced' FROM notifyworker.reaper"
+    async with worker:
+        head = await insert(connection, "a", run_at=await connection.fetchval("SELECT now() + interval '1 s'"))
+        async with stranger.transaction():
+            await stranger.execute("SELECT FROM notifyworker.runs WHERE run_id = $1 FOR UPDATE", head)
+            await eventually(lambda: connection.fetchval("SELECT run_at < now() FROM notifyworker.runs WHERE run_id = $1", head))
+            ids: list[UUID] = []
+
+            async def burst() -> bool:
+                ids.extend([await insert(connection, "a") for _ in range(30)])
+                return await connection.fetchval(coalesced)
+
+            await eventually(burst)
+            ids += [await insert(connection, "a") for _ in range(10)]
+            for run_id in ids:
+                await settled(connection, run_id, 5)
+    await stranger.close()
+
+
+async def test_readyz_is_not_ready_without_a_database_whatever_the_poll(dsn, make_worker, connection):
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        await settled(connection, await insert(connection, "a"))
+        assert worker._conductor.is_ready()
+        async with outage(dsn):
+            await eventually(lambda: not worker._conductor.is_ready(), 10)
+        await eventually(worker._conductor.is_ready, 10)
