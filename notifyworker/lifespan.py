@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -15,6 +15,8 @@ from notifyworker.observe import log
 from notifyworker.retry import Retry
 from notifyworker.settings import Settings
 from notifyworker.worker import Conductor
+
+_CLOSE_S = 0.5  # after a second signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +100,22 @@ class Worker:
         """
         loop = asyncio.get_running_loop()
         signals = (signal.SIGTERM, signal.SIGINT)
+        self._refuse_twice()
+        self._force = asyncio.Event()
+        if not self._stop.is_set():
+            self._stop = asyncio.Event()
         for number in signals:
             loop.add_signal_handler(number, self._signalled, number)
         try:
-            await self._start(standalone=True)
+            if not await self._unless_stopped(self._start(standalone=True)):
+                return Ending("forced", self._signal) if self._force.is_set() else Ending("drained")
             assert self._conductor is not None
             stopped = asyncio.ensure_future(self._stop.wait())
             waiters: set[asyncio.Future[Any]] = {stopped, self._conductor.failed}
             await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             error = self._conductor.failed.exception() if self._conductor.failed.done() else None
-            in_time = await self._drain()
+            in_time = await self._drained()
             if error is not None:
                 raise error
             if self._force.is_set():
@@ -119,29 +126,63 @@ class Worker:
                 loop.remove_signal_handler(number)
             self._stop = asyncio.Event()  # a later run is not ended by what ended this one
 
+    async def _unless_stopped(self, start: Coroutine[Any, Any, None]) -> bool:
+        """Start; a signal or `stop()` ends that at once, whatever it waits for. Return whether it has started."""
+        starting = asyncio.ensure_future(start)
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                return True
+        finally:
+            stopped.cancel()
+            starting.cancel()
+        await self._unless_forced(starting)
+        return False
+
+    async def _drained(self) -> bool:
+        """Drain and close. A second signal waits for neither."""
+        assert self._conductor is not None
+        try:
+            return await self._conductor.drain(self.settings.drain_timeout_s, self._force)
+        finally:
+            await self._unless_forced(asyncio.ensure_future(self._close()))
+
+    async def _unless_forced(self, ending: "asyncio.Future[None]") -> None:
+        forced: asyncio.Future[Any] = asyncio.ensure_future(self._force.wait())
+        await asyncio.wait({ending, forced}, return_when=asyncio.FIRST_COMPLETED)
+        forced.cancel()
+        await asyncio.wait({ending}, timeout=_CLOSE_S)
+        if not ending.done():
+            log.warning("left_open", hint="connections end with the process")
+        elif not ending.cancelled():
+            ending.result()
+
     def stop(self) -> None:
         """Ask for a drain. Safe to call twice, early, or from a signal handler of the host's."""
         self._stop.set()
 
     async def __aenter__(self) -> Self:
         """Start working beside the host. Raises SettingsError or StartError."""
+        self._refuse_twice()
+        # New ones, since an event belongs to the loop that has waited for it, and a worker may outlive a loop.
+        self._stop, self._force = asyncio.Event(), asyncio.Event()
         await self._start(standalone=False)
         return self
 
     async def __aexit__(self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None) -> None:
         await self._drain()
 
-    async def _start(self, *, standalone: bool) -> None:
+    def _refuse_twice(self) -> None:
         if self._conductor is not None:
             message = "this worker is started already"
             raise SettingsError(message)
+
+    async def _start(self, *, standalone: bool) -> None:
         if not self.kinds:
             message = "this worker has no handler"
             raise SettingsError(message, hint='@worker.handler("email.send")')
-        # New ones, since an event belongs to the loop that has waited for it, and a worker may outlive a loop.
-        if not (standalone and self._stop.is_set()):
-            self._stop = asyncio.Event()
-        self._force = asyncio.Event()
         wants_sidecar = standalone if self.settings.sidecar is None else self.settings.sidecar
         self._conductor = conductor = Conductor(self.settings, self._handlers.of(self.settings.kinds), standalone=standalone)
         try:

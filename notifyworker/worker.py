@@ -34,6 +34,7 @@ from notifyworker.store import Served, Store
 from notifyworker.wake import Listener
 
 _FLUSH_S = 5.0
+_FORCED_S = 1.0
 _FLEET_SETTINGS = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", "idempotency_window_s", "history_retention_days")
 
 
@@ -101,8 +102,11 @@ class Conductor:
         """Check the database, become present, and begin to claim. Raises StartError, SettingsError."""
         connection = await open_or_explain(self.dsn, self.store.schema, "start")
         try:
-            await check(connection, self.store.schema, self.dsn)
-            await self._adopt_fleet_settings(connection)
+            async with asyncio.timeout(CONNECT_S):
+                await check(connection, self.store.schema, self.dsn)
+                await self._adopt_fleet_settings(connection)
+        except DatabaseError as error:
+            raise explain(error, self.dsn) from None
         finally:
             connection.terminate()
         self.keeper.start()
@@ -148,22 +152,23 @@ class Conductor:
         self.stop_claiming()
         self.keeper.announce()
         log.info("draining", running=len(self._running), timeout_s=timeout_s)
-        claims = self._tasks[-1]
-        await asyncio.wait({claims}, timeout=0 if force.is_set() else CANCEL_S)
-        forced = asyncio.ensure_future(force.wait())
-        finished = asyncio.ensure_future(self._all_ended())
+        forced: asyncio.Future[Any] = asyncio.ensure_future(force.wait())
+        claims: asyncio.Future[Any] = self._tasks[-1]
+        await asyncio.wait({forced, claims}, timeout=CANCEL_S, return_when=asyncio.FIRST_COMPLETED)
+        finished: asyncio.Future[Any] = asyncio.ensure_future(self._all_ended())
         await asyncio.wait({forced, finished}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         in_time = finished.done()
         if not in_time:
             await self._end_all(finished, grace_s=0.5 if force.is_set() else CANCEL_S)
-        for waiter in (forced, finished):
-            waiter.cancel()
-        try:
-            async with asyncio.timeout(1.0 if force.is_set() else _FLUSH_S):
-                await self.settler.flushed()
-        except TimeoutError:
+        flushed: asyncio.Future[Any] = asyncio.ensure_future(self.settler.flushed())
+        await asyncio.wait({forced, flushed}, timeout=_FLUSH_S, return_when=asyncio.FIRST_COMPLETED)
+        if force.is_set():
+            await asyncio.wait({flushed}, timeout=_FORCED_S)
+        if not flushed.done():
             log.error("outcomes_not_written", count=self.settler.backlog)
             in_time = False
+        for waiter in (forced, finished, flushed):
+            waiter.cancel()
         return in_time
 
     async def _all_ended(self) -> None:

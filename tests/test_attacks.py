@@ -329,3 +329,37 @@ async def test_readyz_is_not_ready_without_a_database_whatever_the_poll(dsn, mak
         async with outage(dsn):
             await eventually(lambda: not worker._conductor.is_ready(), 10)
         await eventually(worker._conductor.is_ready, 10)
+
+
+async def starts_and_waits(conn: asyncpg.Connection) -> bool:
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'notifyworker start' AND wait_event_type = 'Lock' AND datname = current_database()"
+    return await conn.fetchval(waits) == 1
+
+
+@pytest.mark.parametrize("is_told_to_stop", [True, False])
+async def test_a_start_that_has_to_wait_ends_at_a_signal_and_else_with_one_sentence(dsn, spawn, connection, is_told_to_stop):
+    stranger = await asyncpg.connect(dsn)
+    async with stranger.transaction():
+        await stranger.execute("LOCK TABLE notifyworker.settings IN ACCESS EXCLUSIVE MODE")
+        worker = spawn()
+        await eventually(lambda: starts_and_waits(connection), 20)
+        if is_told_to_stop:
+            worker.popen.terminate()
+        code = await worker.end(10)
+    await stranger.close()
+
+    assert code == (0 if is_told_to_stop else 3), worker.log_file.read_text()
+    assert "Traceback" not in worker.log_file.read_text()
+
+
+async def test_run_can_be_repeated_after_a_stop(dsn, connection):
+    worker = Worker(dsn, poll_interval_s=60, sidecar=False)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    for _ in range(2):
+        running = asyncio.create_task(worker.run())
+        assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
+        worker.stop()
+        assert (await running).how == "drained"
