@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit, urlunsplit
@@ -12,7 +15,7 @@ import asyncpg
 import pydantic
 import pytest
 from servers import eventually
-from test_faults import all_run, ledger, spawn  # noqa: F401 - fixtures
+from test_faults import TESTS, all_run, ledger, spawn  # noqa: F401 - fixtures
 from test_life import insert, run_of, settled
 
 from notifyworker import Retry, Run, Worker
@@ -363,3 +366,61 @@ async def test_run_can_be_repeated_after_a_stop(dsn, connection):
         assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
         worker.stop()
         assert (await running).how == "drained"
+
+
+async def cli(*arguments: str, dsn: str) -> tuple[int, str]:
+    """Exit code and all that was printed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "notifyworker", *arguments, cwd=TESTS, env={**os.environ, "NOTIFYWORKER_DSN": dsn},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    printed, _ = await process.communicate()
+    return process.returncode or 0, printed.decode()
+
+
+@pytest.mark.parametrize(
+    "dsn_of_a_user",
+    [
+        "postgresql://u:hush/hush@127.0.0.1:1/db",
+        "postgresql://u:hush#hush@127.0.0.1:1/db",
+        "postgresql://[::1:hush/db",
+        "host=127.0.0.1 password=hush dbname=db",
+        "postgresql://u:hush@127.0.0.1:99999/db",
+    ],
+)
+@pytest.mark.parametrize("command", ["migrate", "dev"])
+async def test_a_dsn_that_is_mistyped_shows_no_password_and_no_traceback(command, dsn_of_a_user):
+    code, printed = await cli(command, *(["faulty_app:worker", "--no-sidecar"] if command == "dev" else []), dsn=dsn_of_a_user)
+
+    assert code == 2
+    assert "hush" not in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("strange", ["runs (x int)", "migrations (x int)"])
+async def test_a_schema_that_is_somebody_elses_is_told_in_one_sentence(empty_dsn, strange):
+    conn = await asyncpg.connect(empty_dsn)
+    await conn.execute(f"CREATE SCHEMA notifyworker; CREATE TABLE notifyworker.{strange}")
+    await conn.close()
+
+    code, printed = await cli("migrate", dsn=empty_dsn)
+
+    assert code == 3
+    assert "not notifyworker's" in printed
+    assert "Traceback" not in printed
+
+
+async def test_a_removal_that_can_not_be_is_told_in_one_sentence(dsn, connection):
+    reader = connection.transaction()
+    await reader.start()
+    await connection.execute("SELECT FROM notifyworker.run_history")
+    in_use, told = await cli("migrate", "--remove", "--yes", dsn=dsn)
+    await reader.rollback()
+    await connection.execute("DROP ROLE IF EXISTS attacker; CREATE ROLE attacker LOGIN; GRANT notifyworker_operator TO attacker")
+    host = urlsplit(dsn).netloc.rpartition("@")[2]
+    attackers = urlunsplit(urlsplit(dsn)._replace(netloc=f"attacker@{host}"))
+    refused, told_too = await cli("migrate", "--remove", "--yes", dsn=attackers)
+    await connection.execute("DROP OWNED BY attacker; DROP ROLE attacker")
+
+    assert (in_use, refused) == (1, 3)
+    assert "Traceback" not in told + told_too
