@@ -15,10 +15,10 @@ import asyncpg
 import pydantic
 import pytest
 from servers import eventually
-from test_faults import TESTS, all_run, ledger, spawn  # noqa: F401 - fixtures
+from test_faults import TESTS, all_run, cluster, ledger, spawn  # noqa: F401 - fixtures
 from test_life import insert, run_of, settled
 
-from notifyworker import Retry, Run, Worker
+from notifyworker import Client, Retry, Run, RunConflict, Worker
 from notifyworker.database import LOCK_CLASS, GateLocks
 
 
@@ -424,3 +424,57 @@ async def test_a_removal_that_can_not_be_is_told_in_one_sentence(dsn, connection
 
     assert (in_use, refused) == (1, 3)
     assert "Traceback" not in told + told_too
+
+
+@contextlib.asynccontextmanager
+async def silent_once_at(port: int, words: bytes) -> AsyncIterator[int]:
+    """A way to the server on which the first connection that says these words hears nothing from then on."""
+    is_used = False
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_watched: bool) -> None:
+        nonlocal is_used
+        while data := await reader.read(65536):
+            if is_watched and not is_used and words in data:
+                is_used = True
+                await reader.read(-1)  # silent, and open, until the client gives up
+                break
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.suppress(ConnectionError):
+            await asyncio.gather(
+                pass_on(reader, server_writer, is_watched=True), pass_on(server_reader, writer, is_watched=False)
+            )
+        server_writer.close()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+async def test_a_server_that_falls_silent_at_the_listen_is_left(cluster):  # noqa: F811
+    async with silent_once_at(cluster.port, b"LISTEN") as port:
+        worker = Worker(cluster.dsn.replace(f":{cluster.port}/", f":{port}/"), poll_interval_s=60)
+
+        @worker.handler("a")
+        async def handle(run: Run) -> None: ...
+
+        conn = await asyncpg.connect(cluster.dsn)
+        async with worker:
+            await eventually(lambda: worker._conductor.listener.is_hearing, 20)
+            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
+        await conn.close()
+
+
+async def test_a_retry_above_a_limit_that_was_lowered_is_a_conflict(dsn, connection):
+    async with Client(dsn) as client:
+        run_id = await client.enqueue("a", "x" * 1000)
+        await client.cancel(run_id)
+        await connection.execute("UPDATE notifyworker.settings SET value = '100' WHERE name = 'max_payload_bytes'")
+        await connection.execute("SELECT notifyworker.apply_settings()")
+        with pytest.raises(RunConflict, match="max_payload_bytes"):
+            await client.retry(run_id)
+        assert (await client.get(run_id))["state"] == "cancelled"
