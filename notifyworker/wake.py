@@ -16,6 +16,7 @@ import asyncpg
 from notifyworker.database import Connection, DatabaseError, brief, connect, hears_notifications
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
+from notifyworker.settings import CONNECT_S
 
 PING_S = 10.0
 PING_DEADLINE_S = 5.0
@@ -61,8 +62,9 @@ class Listener:
         self._connection = connection = await connect(self._dsn, schema=self._schema, purpose="listener")
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _connection: ended.set())
-        await connection.add_listener(self._schema, self._heard)
-        self.is_deaf = not await hears_notifications(self._dsn, schema=self._schema, listener=connection)
+        async with asyncio.timeout(2 * CONNECT_S):  # the self-test connects once more
+            await connection.add_listener(self._schema, self._heard)
+            self.is_deaf = not await hears_notifications(self._dsn, schema=self._schema, listener=connection)
         if self.is_deaf:
             return
         backoff.reset()
