@@ -478,3 +478,30 @@ async def test_a_retry_above_a_limit_that_was_lowered_is_a_conflict(dsn, connect
         with pytest.raises(RunConflict, match="max_payload_bytes"):
             await client.retry(run_id)
         assert (await client.get(run_id))["state"] == "cancelled"
+
+
+async def test_a_run_whose_row_is_locked_does_not_hold_up_outcomes_that_come_later(dsn, make_worker, connection):
+    worker = make_worker(drain_timeout_s=1)
+    go_on = asyncio.Event()
+
+    @worker.handler("held")
+    async def held(run: Run) -> None:
+        await go_on.wait()
+
+    @worker.handler("free", retry=Retry(base_s=0))
+    async def free(run: Run) -> None:
+        if run.attempt == 1:
+            raise RuntimeError
+
+    stranger = await asyncpg.connect(dsn)
+    async with worker:
+        run_id = await insert(connection, "held")
+        await eventually(lambda: all_run(connection, [run_id]))
+        async with stranger.transaction():
+            await stranger.execute("SELECT FROM notifyworker.runs WHERE run_id = $1 FOR UPDATE", run_id)
+            go_on.set()
+            await eventually(lambda: worker._conductor.settler.backlog == 1)
+            for _ in range(5):
+                assert (await settled(connection, await insert(connection, "free"), 5))["state"] == "completed"
+        assert (await settled(connection, run_id, 5))["state"] == "completed"
+    await stranger.close()
