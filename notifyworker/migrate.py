@@ -89,7 +89,9 @@ async def migrate(dsn: str, schema: str) -> list[Migration]:
         raise _read_only(dsn) from None
     except (asyncpg.DuplicateTableError, asyncpg.UndefinedColumnError) as error:
         message = f"{describe(dsn)}: the schema {schema} has tables that are not notifyworker's: {error.args[0]}"
-        raise StartError(message, hint="move them to another schema, or give --schema another name; nothing was changed") from None
+        raise StartError(
+            message, hint="move them to another schema, or give --schema another name; nothing was changed"
+        ) from None
     except DatabaseError as error:
         raise explain(error, dsn) from None
     finally:

@@ -84,7 +84,7 @@ def encode(value: Any) -> str:
         return _encode(value)
     except Unencodable:
         raise
-    except Exception as error:  # noqa: BLE001 - the value's own code: a serializer, a property, __iter__
+    except Exception as error:  # the value's own code: a serializer, a property, __iter__
         message = f"{type(error).__name__}: {_text_of(error, str)}"
         raise Unencodable(message) from error
 

@@ -1,5 +1,7 @@
 """Attacks on the worker: each was a real failure once."""
 
+# ruff: noqa: F811 - fixtures of test_faults are asked for by their names
+
 import asyncio
 import contextlib
 import json
