@@ -457,7 +457,7 @@ async def silent_once_at(port: int, words: bytes) -> AsyncIterator[int]:
     server.close()
 
 
-async def test_a_server_that_falls_silent_at_the_listen_is_left(cluster):  # noqa: F811
+async def test_a_server_that_falls_silent_at_the_listen_is_left(cluster):
     async with silent_once_at(cluster.port, b"LISTEN") as port:
         worker = Worker(cluster.dsn.replace(f":{cluster.port}/", f":{port}/"), poll_interval_s=60)
 
