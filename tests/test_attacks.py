@@ -507,3 +507,31 @@ async def test_a_run_whose_row_is_locked_does_not_hold_up_outcomes_that_come_lat
                 assert (await settled(connection, await insert(connection, "free"), 5))["state"] == "completed"
         assert (await settled(connection, run_id, 5))["state"] == "completed"
     await stranger.close()
+
+
+async def test_a_part_that_ended_by_a_fault_is_told_in_health_inside_of_a_host(make_worker, connection, monkeypatch):
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        await settled(connection, await insert(connection, "a"))
+        assert worker._conductor.health() == []
+        monkeypatch.setenv("PGSSLMODE", "nonsense")  # stands for what a DSN refers to and is no longer there
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'notifyworker gate' AND datname = current_database()"
+        )
+        await eventually(lambda: any("restart it" in reason for reason in worker._conductor.health()))
+        monkeypatch.delenv("PGSSLMODE")
+
+
+async def test_a_setting_that_was_stored_as_text_counts_as_a_number(make_worker, connection):
+    await connection.execute("""UPDATE notifyworker.settings SET value = '"42"' WHERE name = 'reaper_interval_s'""")
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        assert worker._conductor.reaper_interval_s == 42
