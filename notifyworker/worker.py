@@ -197,8 +197,8 @@ class Conductor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._threads.shutdown(wait=not self._lingering, cancel_futures=True)
-        if not self.failed.done():
-            self.failed.cancel()
+        if not self.failed.cancel() and not self.failed.cancelled():
+            self.failed.exception()  # in a host nobody else asks for it, and the log has told it
         log.info("worker_stopped", lease_owner=self.lease_owner, lingering=len(self._lingering))
 
     def _loop_ended(self, task: "asyncio.Task[None]") -> None:
@@ -497,6 +497,8 @@ class Conductor:
         """Reasons why this worker does not do its job; empty if it does. From memory."""
         now = asyncio.get_running_loop().time()
         reasons = []
+        if self.failed.done() and not self.failed.cancelled():
+            reasons.append("a part of this worker has ended by a fault of its own: see the log, and restart it")
         if self._claim_error is not None:
             since, why = self._claim_error
             reasons.append(f"no run could be claimed for {now - since:.0f} s: {why}")
