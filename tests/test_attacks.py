@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -535,3 +536,54 @@ async def test_a_setting_that_was_stored_as_text_counts_as_a_number(make_worker,
 
     async with worker:
         assert worker._conductor.reaper_interval_s == 42
+
+
+async def test_a_second_signal_ends_a_worker_whose_loop_is_blocked(spawn, connection):
+    worker = await spawn().started()
+    run_id = await insert(connection, "block", '{"seconds": 60}')
+    await eventually(lambda: all_run(connection, [run_id]))
+
+    worker.popen.terminate()
+    worker.popen.terminate()
+    with contextlib.suppress(TimeoutError):  # two signals at once may be one
+        await worker.end(1)
+    worker.popen.terminate()
+
+    assert await worker.end(10) in {143, -signal.SIGTERM}
+
+
+async def test_a_strangers_hold_on_the_coalescing_lock_does_not_end_coalescing_for_good(dsn, make_worker, connection):
+    worker = make_worker(wake_coalesce_per_s=20, concurrency=50)
+    locks = GateLocks.of("notifyworker")
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async def mode(wanted: str) -> bool:
+        return await connection.fetchval("SELECT mode = $1 FROM notifyworker.reaper", wanted)
+
+    async def burst_until_coalesced() -> bool:
+        for _ in range(30):
+            await insert(connection, "a")
+        return await mode("coalesced")
+
+    async with worker:
+        await eventually(lambda: mode("armed"))
+        stranger = await asyncpg.connect(dsn)
+        await stranger.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, locks.coalesced)
+        waits = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objid = $1::bigint::oid AND NOT granted"
+
+        async def burst_until_it_waits() -> bool:
+            await burst_until_coalesced()
+            return await connection.fetchval(waits, locks.coalesced % 2**32)
+
+        await eventually(burst_until_it_waits)
+        await eventually(lambda: connection.fetchval(waits.replace("> 0", "= 0"), locks.coalesced % 2**32))  # it gave up
+        await stranger.close()
+
+        await eventually(burst_until_coalesced)
+        held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1::bigint::oid AND mode = 'ExclusiveLock' AND granted"
+        coalesced_without_m = [
+            await connection.fetchval(held, locks.silent % 2**32) == 0 for _ in range(20) if await burst_until_coalesced()
+        ]
+        assert any(coalesced_without_m)
