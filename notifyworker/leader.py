@@ -46,6 +46,7 @@ class Leader:
         self._burst = asyncio.Event()
         self._other_coalesces = False
         self._holds_coalesced = False
+        self._holds_silent = False
         self._heads: frozenset[UUID] = frozenset()
         self.mode: Literal["follower", "arming", "armed", "coalesced"] = "follower"
         self.queue_usage = 0.0
@@ -111,6 +112,7 @@ class Leader:
             if await self._take(self._locks.coalesced):
                 self._holds_coalesced = True
                 await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.silent)
+                self._holds_silent = False
                 self._set_mode("coalesced")
                 await self._notify("coalesced")
                 await self._tick_until_quiet()
@@ -139,11 +141,15 @@ class Leader:
     async def _tick_until_armed(self) -> None:
         """Get M; until then go on looking, since inserts that stayed silent may be about to commit."""
         pause_s = self._tick_s
-        while not await self._query("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._locks.silent):
+        # A session's locks are counted: taken twice, it would not be let go by one unlock.
+        while not (
+            self._holds_silent or await self._query("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._locks.silent)
+        ):
             if await self._look_and_wake():
                 pause_s = self._tick_s
             await asyncio.sleep(pause_s)
             pause_s = min(_SLOWEST_TICK_S, pause_s * 1.5)
+        self._holds_silent = True
         if self._holds_coalesced:
             await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.coalesced)
             self._holds_coalesced = False
@@ -198,7 +204,7 @@ class Leader:
         self._metrics.coalescing.set(mode == "coalesced")
         if mode == "follower":
             self._heads = frozenset()
-            self._holds_coalesced = False
+            self._holds_coalesced = self._holds_silent = False
             self.on_absent([])
         self.on_mode(mode)
         log.log(20 if "follower" in (was, mode) else 10, "wake_mode", mode=mode, was=was)
