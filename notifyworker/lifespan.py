@@ -1,7 +1,9 @@
 """What a user holds in hands: a worker with its handlers, run on its own or inside a host's lifespan."""
 
 import asyncio
+import os
 import signal
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +19,7 @@ from notifyworker.settings import Settings
 from notifyworker.worker import Conductor
 
 _CLOSE_S = 0.5  # after a second signal
+_STUCK_S = 4.0  # above all that is waited for after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,28 @@ class Ending:
     def exit_code(self) -> int:
         """0, 4, or 128 and the second signal's number."""
         return {"drained": 0, "deadline": 4, "forced": 128 + (self.signal or 0)}[self.how]
+
+
+class _LoopWatch:
+    """Ends the process after a second signal if the loop, which a handler may block, does not end it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._timer: threading.Timer | None = None
+
+    def signalled(self, number: int, _frame: object) -> None:
+        """Be called by Python itself, between two instructions of whatever the main thread does."""
+        self._count += 1
+        if self._count == 2:  # noqa: PLR2004 - the second signal
+            self._timer = threading.Timer(_STUCK_S, os._exit, (128 + number,))
+            self._timer.daemon = True
+            self._timer.name = "notifyworker second signal"
+            self._timer.start()
+
+    def cancel(self) -> None:
+        """The loop turned, and the worker has ended by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class Worker:
@@ -104,8 +129,11 @@ class Worker:
         self._force = asyncio.Event()
         if not self._stop.is_set():
             self._stop = asyncio.Event()
+        watch = _LoopWatch()
         for number in signals:
             loop.add_signal_handler(number, self._signalled, number)
+            # In place of asyncio's own, which does nothing: the loop is woken by a file descriptor all the same.
+            signal.signal(number, watch.signalled)
         try:
             if not await self._unless_stopped(self._start(standalone=True)):
                 return Ending("forced", self._signal) if self._force.is_set() else Ending("drained")
@@ -124,6 +152,7 @@ class Worker:
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
+            watch.cancel()
             self._stop = asyncio.Event()  # a later run is not ended by what ended this one
 
     async def _unless_stopped(self, start: Coroutine[Any, Any, None]) -> bool:
