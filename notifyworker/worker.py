@@ -438,8 +438,12 @@ class Conductor:
         if what != "cancel":
             self.leader.heard(message)
             return
-        # Anybody may notify on our channel, so this proves nothing: a heartbeat now finds out whether it is true.
-        if argument in map(str, [*self._running, *(run.run_id for run in self._waiting)]):
+        try:
+            run_id = UUID(argument)
+        except ValueError:
+            return  # anybody may notify on our channel
+        # So this proves nothing: a heartbeat now finds out whether it is true.
+        if run_id in self._running or any(run.run_id == run_id for run in self._waiting):
             self.keeper.announce()
 
     # What a handler asks for (Desk), and what others see.
