@@ -232,6 +232,8 @@ class _Conflicts:
     def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, _at: TracebackType | None) -> None:
         if isinstance(error, asyncpg.NoDataFoundError):
             raise RunNotFound(self.run_id) from error
+        if isinstance(error, asyncpg.ProgramLimitExceededError):  # the limit was lowered since
+            raise RunConflict(str(error.args[0]), hint=error.hint) from error
         # 55000 itself: below it stands, among others, a lock that could not be had in time.
         if isinstance(error, asyncpg.ObjectNotInPrerequisiteStateError) and error.sqlstate == "55000":
             raise RunConflict(str(error.args[0]), hint=error.hint) from error

@@ -76,7 +76,7 @@ async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: i
     name = f"notifyworker {purpose}"
     try:
         connection = await _open_direct(where, name, longest_statement_s) or await _open_pooled(where, name)
-    except (asyncpg.ClientConfigurationError, ValueError) as error:
+    except (asyncpg.ClientConfigurationError, ValueError, OverflowError) as error:  # the last: a port beyond 65535
         if isinstance(error, ssl.SSLError):
             raise
         message = "dsn: not a PostgreSQL connection string, or with options that do not fit together"
@@ -180,9 +180,18 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
+_UNTOLD = "the database of the DSN"
+
+
 def describe(dsn: str) -> str:
     """Name a database for people: user, host, port and name, never the password."""
-    parts = urlsplit(dsn)
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:
+        return _UNTOLD
+    # A password with a character that a URL may not have (/ ? #) ends the host early, and what follows is the password's.
+    if parts.scheme not in {"postgres", "postgresql"} or (("@" in dsn) and "@" not in parts.netloc):
+        return _UNTOLD
     host = parts.netloc.rpartition("@")[2]
     user = parts.netloc.rpartition("@")[0].partition(":")[0]
     return f"{user + '@' if user else ''}{host or 'the local socket'}{parts.path}"

@@ -8,6 +8,7 @@ or nothing, when the lease is no longer ours and there is nothing left to write.
 import asyncio
 import contextvars
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, Literal, TypeAlias
 
@@ -20,8 +21,8 @@ from notifyworker.run import Outcome, Run, State
 MESSAGE_BYTES = 8 * 1024
 TRACEBACK_BYTES = 32 * 1024
 
-#: Why an attempt was ended from outside. "lost" and "cancelled": somebody else has settled or taken the run.
-Why: TypeAlias = Literal["timeout", "lost", "cancelled", "stopping"]
+#: Why an attempt was ended from outside. "lost": somebody else has settled, cancelled or taken the run.
+Why: TypeAlias = Literal["timeout", "lost", "stopping"]
 
 
 class Attempt:
@@ -59,19 +60,29 @@ async def execute(attempt: Attempt, *, threads: Executor, worker: str, max_resul
         return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, error=error, was_started=False)
     try:
         arguments = handler.arguments(run)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return _failed(run, Code.BAD_PAYLOAD, str(error), None, worker)
+    except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes: the same again next time
+        return _failed(run, Code.BAD_PAYLOAD, f"payload: {type(error).__name__}: {_text_of(error)}", error, worker)
     try:
         if handler.is_async:
             result = await handler.function(*arguments)
         else:
-            attempt.thread = threads.submit(contextvars.copy_context().run, handler.function, *arguments)
+            attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, handler.function, arguments)
             result = await asyncio.wrap_future(attempt.thread)
     except BaseException as error:  # noqa: BLE001 - SystemExit too: a handler must not end the worker, nor count as success
         return outcome_of_error(attempt, error, worker)
     if attempt.why is not None:  # it swallowed the cancellation
         return outcome_of_end(attempt, worker)
     return _completed(run, result, worker, max_result_bytes)
+
+
+def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        return function(*arguments)
+    except StopIteration as error:  # no future can hold one: whoever waits for it would wait for ever
+        message = "the handler raised StopIteration"
+        raise RuntimeError(message) from error
 
 
 def outcome_of_end(attempt: Attempt, worker: str) -> Outcome | None:

@@ -50,6 +50,7 @@ class Leader:
         self._burst = asyncio.Event()
         self._other_coalesces = False
         self._holds_coalesced = False
+        self._holds_silent = False
         self._lanes = Lanes()
         self._heads: dict[Key, UUID] = {}
         # Transactions that insert in silence: when each was first seen, and whether a second time.
@@ -123,6 +124,7 @@ class Leader:
             if await self._take(self._locks.coalesced):
                 self._holds_coalesced = True
                 await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.silent)
+                self._holds_silent = False
                 self._set_mode("coalesced")
                 await self._notify("coalesced")
                 await self._tick_until_quiet()
@@ -144,17 +146,22 @@ class Leader:
             quiet = 0 if await self._look_and_wake() else quiet + 1
             if loop.time() >= fleet_look_at:
                 fleet_look_at = loop.time() + LOOK_S
+                self._heads = {}  # as when arming: a locked head must not hide what is behind it for longer
                 await self._look_at_fleet()
             await asyncio.sleep(self._tick_s)
 
     async def _tick_until_armed(self) -> None:
         """Get M; until then go on looking, since inserts that stayed silent may be about to commit."""
         pause_s = self._tick_s
-        while not await self._query("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._locks.silent):
+        # A session's locks are counted: taken twice, it would not be let go by one unlock.
+        while not (
+            self._holds_silent or await self._query("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._locks.silent)
+        ):
             if await self._look_and_wake():
                 pause_s = self._tick_s
             await asyncio.sleep(pause_s)
             pause_s = min(_SLOWEST_TICK_S, pause_s * 1.5)
+        self._holds_silent = True
         if self._holds_coalesced:
             await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.coalesced)
             self._holds_coalesced = False
@@ -166,7 +173,8 @@ class Leader:
         Wake the fleet if some lane has another head than at the last look; a backlog nobody takes stays quiet.
 
         The last look before the inserts wake by themselves must miss nothing: it looks from the beginning, or where
-        that is too dear, farther back; and for it every head is a new one.
+        that is too dear, farther back; and for it every head is a new one, since whoever waits behind a head that was
+        seen before, and that somebody holds locked, stayed silent as well.
         """
         began = self._clock()
         if is_last or began >= self._silent_look_at:
@@ -250,7 +258,7 @@ class Leader:
         self._metrics.coalescing.set(mode == "coalesced")
         if mode == "follower":
             self._lanes, self._heads, self._silent = Lanes(), {}, {}
-            self._holds_coalesced = False
+            self._holds_coalesced = self._holds_silent = False
             self.on_absent([])
             self.on_dead_rows(0)
         self.on_mode(mode)

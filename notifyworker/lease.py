@@ -63,9 +63,12 @@ class LeaseKeeper:
         # run_id -> (lease_token, when its claim was sent). Written by the main loop alone, copied by the thread.
         self._held: dict[UUID, tuple[int, float]] = {}
         self._renewed: dict[UUID, float] = {}
+        # Of those held: nothing is executed under them any more, only the outcome is still to be written.
+        self._over: set[UUID] = set()
         self._holding_since = 0.0
         self._present_at = 0.0
         self._beat_at = time.monotonic()
+        self._beat_now = False
         self._pinged_at: float | None = None
         self._stalled_since: float | None = None
         self._gave_up = False
@@ -94,18 +97,25 @@ class LeaseKeeper:
         """Keep these leases from now on. `claim_sent_at` in time.monotonic()."""
         was_idle = not self._held
         for run in runs:
+            self._over.discard(run.run_id)
             self._held[run.run_id] = (run.lease_token, claim_sent_at)
         if was_idle and self._held:
             self._holding_since = claim_sent_at
             self._gave_up = False
-            if self._exits_on_lapse and not DeadMansSwitch.is_armed(self):
-                # Now and not at the next tick: the first thing that a handler does may be to hold the GIL for ever.
-                self._set_switch()
+        if self._held and self._exits_on_lapse and not DeadMansSwitch.is_armed(self):
+            # Now and not at the next tick: the first thing that a handler does may be to hold the GIL for ever.
+            self._set_switch()
 
     def drop(self, run_id: UUID, lease_token: int) -> None:
         """Keep this lease no longer: its run is settled, given back or lost. A later lease of it is another."""
         if self.holds(run_id, lease_token):
             del self._held[run_id]
+            self._over.discard(run_id)
+
+    def handler_ended(self, run_id: UUID, lease_token: int) -> None:
+        """Go on renewing until its outcome is written, but do not end a process for it: nothing runs that could do harm."""
+        if self.holds(run_id, lease_token):
+            self._over.add(run_id)
 
     def holds(self, run_id: UUID, lease_token: int) -> bool:
         """Whether this very lease is kept."""
@@ -117,8 +127,8 @@ class LeaseKeeper:
         return time.monotonic() - self._beat_at
 
     def announce(self) -> None:
-        """Beat at once: the worker's row has changed."""
-        self._beat_at = 0.0
+        """Beat at once: the worker's row has changed, or somebody says that a run was taken from it."""
+        self._beat_now = True
         self._wake_thread()
 
     async def stop(self) -> None:
@@ -166,7 +176,8 @@ class LeaseKeeper:
         backoff = Backoff(cap_s=1.0)
         next_beat = time.monotonic() + self._settings.heartbeat_interval_s
         while not self._stopping:
-            if self._beat_at == 0.0:
+            if self._beat_now:
+                self._beat_now = False
                 next_beat = 0.0
             try:
                 if self._connection is None or self._connection.is_closed():
@@ -233,12 +244,14 @@ class LeaseKeeper:
             log.error("renewals_stopped", stalled_s=round(sent_at - self._stalled_since, 1), running=len(held))
         elif held:
             renewed = await self._store.heartbeat(on, self._lease_owner, self._settings.lease_s, held)
-            self._renewed = dict.fromkeys(renewed, sent_at)
+            kept = {run_id: at for run_id, at in self._renewed.items() if run_id in held}
+            self._renewed = kept | dict.fromkeys(renewed, sent_at)
             missed = {run_id: held[run_id] for run_id in held.keys() - renewed if run_id in self._held}
             if missed:
                 skipped = await self._store.held(on, self._lease_owner, missed)
                 self._lost({r: t for r, t in missed.items() if r not in skipped and r in self._held}, "heartbeat")
         await self._store.worker_present(on, *self._describe(self.has_presence))
+        self._gave_up = False  # what comes after an outage may lapse again
         self._beat_at = time.monotonic()
         if self.has_presence:
             self._present_at = sent_at
@@ -256,7 +269,7 @@ class LeaseKeeper:
             self._set_switch()
             if self._ping_is_due(now):
                 self._changed.set()
-            if self._held and not self._gave_up and (what := self._lapsed(now)):
+            if self._executing() and not self._gave_up and (what := self._lapsed(now)):
                 self._give_up(what)
 
     def _lapsed(self, now: float) -> str | None:
@@ -268,24 +281,30 @@ class LeaseKeeper:
             return f"the database has not answered for {limit_s:g} s"
         return None
 
+    def _executing(self) -> dict[UUID, tuple[int, float]]:
+        over = self._over.copy()
+        return {run_id: lease for run_id, lease in self._held.copy().items() if run_id not in over}
+
     def _lease_deadline(self) -> float:
         """When the oldest lease is so old that it may be another's soon."""
-        held = self._held.copy()
-        oldest = min((self._renewed.get(run_id, claimed_at) for run_id, (_, claimed_at) in held.items()), default=None)
+        held = self._executing()
+        # The later of the two: a renewal may be of an earlier lease of the same run, however long ago.
+        renewed = self._renewed
+        oldest = min((max(renewed.get(run_id, 0.0), claimed_at) for run_id, (_, claimed_at) in held.items()), default=None)
         return float("inf") if oldest is None else oldest + self._settings.lapse_s
 
     def _give_up(self, why: str) -> None:
         """Cancel what is executed. What has not ended soon after ends with the process, if it may."""
         self._gave_up = True
-        log.error("leases_lapsed", why=why, running=len(self._held), exits=self._exits_on_lapse)
+        log.error("leases_lapsed", why=why, running=len(self._executing()), exits=self._exits_on_lapse)
         if self._exits_on_lapse and self._lease_deadline() <= time.monotonic():
             self._exit(why)
-        self._lost({run_id: token for run_id, (token, _) in self._held.copy().items()}, "lapse")
+        self._lost({run_id: token for run_id, (token, _) in self._executing().items()}, "lapse")
         if self._exits_on_lapse and self._loop is not None:
             self._loop.call_later(CANCEL_S, self._exit_if_holding, why)
 
     def _exit_if_holding(self, why: str) -> None:
-        if self._held and self._gave_up:
+        if self._executing() and self._gave_up:
             self._exit(why)
 
     def _exit(self, why: str) -> None:
@@ -295,7 +314,8 @@ class LeaseKeeper:
 
     def _set_switch(self) -> None:
         if self._exits_on_lapse:
-            DeadMansSwitch.arm(self, self._lease_deadline() if self._held else None)
+            deadline = self._lease_deadline()
+            DeadMansSwitch.arm(self, deadline if deadline < float("inf") else None)
 
     def _watch_main_loop(self, now: float) -> None:
         if not self._held and self._stalled_since is None:

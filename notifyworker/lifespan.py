@@ -1,8 +1,10 @@
 """What a user holds in hands: a worker with its handlers, run on its own or inside a host's lifespan."""
 
 import asyncio
+import os
 import signal
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -16,6 +18,9 @@ from notifyworker.retry import Retry
 from notifyworker.settings import Settings
 from notifyworker.worker import Conductor
 
+_CLOSE_S = 0.5  # after a second signal
+_STUCK_S = 4.0  # above all that is waited for after it
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -28,6 +33,28 @@ class Ending:
     def exit_code(self) -> int:
         """0, 4, or 128 and the second signal's number."""
         return {"drained": 0, "deadline": 4, "forced": 128 + (self.signal or 0)}[self.how]
+
+
+class _LoopWatch:
+    """Ends the process after a second signal if the loop, which a handler may block, does not end it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._timer: threading.Timer | None = None
+
+    def signalled(self, number: int, _frame: object) -> None:
+        """Be called by Python itself, between two instructions of whatever the main thread does."""
+        self._count += 1
+        if self._count == 2:  # noqa: PLR2004 - the second signal
+            self._timer = threading.Timer(_STUCK_S, os._exit, (128 + number,))
+            self._timer.daemon = True
+            self._timer.name = "notifyworker second signal"
+            self._timer.start()
+
+    def cancel(self) -> None:
+        """The loop turned, and the worker has ended by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class Worker:
@@ -98,17 +125,25 @@ class Worker:
         """
         loop = asyncio.get_running_loop()
         signals = (signal.SIGTERM, signal.SIGINT)
+        self._refuse_twice()
+        self._force = asyncio.Event()
+        if not self._stop.is_set():
+            self._stop = asyncio.Event()
+        watch = _LoopWatch()
         for number in signals:
             loop.add_signal_handler(number, self._signalled, number)
+            # In place of asyncio's own, which does nothing: the loop is woken by a file descriptor all the same.
+            signal.signal(number, watch.signalled)
         try:
-            await self._start(standalone=True)
+            if not await self._unless_stopped(self._start(standalone=True)):
+                return Ending("forced", self._signal) if self._force.is_set() else Ending("drained")
             assert self._conductor is not None
             stopped = asyncio.ensure_future(self._stop.wait())
             waiters: set[asyncio.Future[Any]] = {stopped, self._conductor.failed}
             await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             error = self._conductor.failed.exception() if self._conductor.failed.done() else None
-            in_time = await self._drain()
+            in_time = await self._drained()
             if error is not None:
                 raise error
             if self._force.is_set():
@@ -117,6 +152,41 @@ class Worker:
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
+            watch.cancel()
+            self._stop = asyncio.Event()  # a later run is not ended by what ended this one
+
+    async def _unless_stopped(self, start: Coroutine[Any, Any, None]) -> bool:
+        """Start; a signal or `stop()` ends that at once, whatever it waits for. Return whether it has started."""
+        starting = asyncio.ensure_future(start)
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                return True
+        finally:
+            stopped.cancel()
+            starting.cancel()
+        await self._unless_forced(starting)
+        return False
+
+    async def _drained(self) -> bool:
+        """Drain and close. A second signal waits for neither."""
+        assert self._conductor is not None
+        try:
+            return await self._conductor.drain(self.settings.drain_timeout_s, self._force)
+        finally:
+            await self._unless_forced(asyncio.ensure_future(self._close()))
+
+    async def _unless_forced(self, ending: "asyncio.Future[None]") -> None:
+        forced: asyncio.Future[Any] = asyncio.ensure_future(self._force.wait())
+        await asyncio.wait({ending, forced}, return_when=asyncio.FIRST_COMPLETED)
+        forced.cancel()
+        await asyncio.wait({ending}, timeout=_CLOSE_S)
+        if not ending.done():
+            log.warning("left_open", hint="connections end with the process")
+        elif not ending.cancelled():
+            ending.result()
 
     def stop(self) -> None:
         """Ask for a drain. Safe to call twice, early, or from a signal handler of the host's."""
@@ -124,22 +194,24 @@ class Worker:
 
     async def __aenter__(self) -> Self:
         """Start working beside the host. Raises SettingsError or StartError."""
+        self._refuse_twice()
+        # New ones, since an event belongs to the loop that has waited for it, and a worker may outlive a loop.
+        self._stop, self._force = asyncio.Event(), asyncio.Event()
         await self._start(standalone=False)
         return self
 
     async def __aexit__(self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None) -> None:
         await self._drain()
 
-    async def _start(self, *, standalone: bool) -> None:
+    def _refuse_twice(self) -> None:
         if self._conductor is not None:
             message = "this worker is started already"
             raise SettingsError(message)
+
+    async def _start(self, *, standalone: bool) -> None:
         if not self.kinds:
             message = "this worker has no handler"
             raise SettingsError(message, hint='@worker.handler("email.send")')
-        if not standalone:
-            self._stop.clear()
-            self._force.clear()
         wants_sidecar = standalone if self.settings.sidecar is None else self.settings.sidecar
         self._conductor = conductor = Conductor(self.settings, self._handlers.of(self.settings.kinds), standalone=standalone)
         try:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import asyncpg
 
-from notifyworker.database import LOCK_CLASS, Connection, GateLocks, connect, describe, explain
-from notifyworker.errors import DatabaseUnavailable, SchemaNotMigrated, SchemaTooNew, SettingsError, StartError
+from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, connect, describe, explain
+from notifyworker.errors import DatabaseUnavailable, NotifyWorkerError, SchemaNotMigrated, SchemaTooNew, SettingsError, StartError
 
 OLDEST_SERVER = 140000
 _WAIT_S = 60
@@ -87,6 +87,13 @@ async def migrate(dsn: str, schema: str) -> list[Migration]:
         raise StartError(message, hint="migrate as the database's owner, or as a role with CREATE on the database") from None
     except asyncpg.ReadOnlySQLTransactionError:
         raise _read_only(dsn) from None
+    except (asyncpg.DuplicateTableError, asyncpg.UndefinedColumnError) as error:
+        message = f"{describe(dsn)}: the schema {schema} has tables that are not notifyworker's: {error.args[0]}"
+        raise StartError(
+            message, hint="move them to another schema, or give --schema another name; nothing was changed"
+        ) from None
+    except DatabaseError as error:
+        raise explain(error, dsn) from None
     finally:
         connection.terminate()
 
@@ -130,6 +137,14 @@ async def remove(dsn: str, schema: str) -> None:
     except asyncpg.InvalidSchemaNameError:
         message = f"there is no schema {schema} in {describe(dsn)}"
         raise SchemaNotMigrated(message) from None
+    except asyncpg.InsufficientPrivilegeError as error:
+        message = f"{describe(dsn)}: {error.args[0]}"
+        raise StartError(message, hint="only the schema's owner may remove it; nothing was removed") from None
+    except asyncpg.LockNotAvailableError:
+        message = f"somebody is using the schema {schema} in {describe(dsn)}; nothing was removed"
+        raise NotifyWorkerError(message, hint="stop its workers and readers first") from None
+    except DatabaseError as error:
+        raise explain(error, dsn) from None
     finally:
         connection.terminate()
 

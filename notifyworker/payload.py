@@ -81,6 +81,16 @@ def decode_strictly(text: str) -> Any:
 def encode(value: Any) -> str:
     """Encode for jsonb. Raises Unencodable: NaN, infinity, NUL, a lone surrogate, an object that is no JSON."""
     try:
+        return _encode(value)
+    except Unencodable:
+        raise
+    except Exception as error:  # the value's own code: a serializer, a property, __iter__
+        message = f"{type(error).__name__}: {_text_of(error, str)}"
+        raise Unencodable(message) from error
+
+
+def _encode(value: Any) -> str:
+    try:
         raw = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
     except orjson.JSONEncodeError as error:
         if fault := find_fault(value):
@@ -101,6 +111,13 @@ def encode_leniently(value: Any) -> str:
         return encode(value)
     except Unencodable:
         return json.dumps(_printable(value, 0))
+
+
+def _text_of(item: Any, of: Callable[[Any], str]) -> str:
+    try:
+        return of(item)
+    except Exception as error:  # noqa: BLE001 - an object whose own __repr__ or __str__ raises
+        return f"<{type(item).__name__}, whose text can't be had: {type(error).__name__}>"
 
 
 def clean_text(text: str, limit_bytes: int) -> str:
@@ -227,14 +244,16 @@ def _plain_for_stdlib(item: Any) -> Any:
 
 
 def _printable(item: Any, depth: int) -> Any:
-    if item is None or isinstance(item, bool | int):
+    if item is None or isinstance(item, bool):
         return item
+    if isinstance(item, int):  # beyond 4,300 digits Python itself refuses to print it
+        return item if item.bit_length() < 10_000 else f"an integer of {item.bit_length()} bits"  # noqa: PLR2004 - as told
     if isinstance(item, float):
         return item if math.isfinite(item) else str(item)
     if isinstance(item, str):
         return clean_text(item, 8192)
     if depth < 10 and isinstance(item, Mapping):  # noqa: PLR2004 - a note for people need not go deeper
-        return {clean_text(str(k), 200): _printable(v, depth + 1) for k, v in item.items()}
+        return {clean_text(_text_of(k, str), 200): _printable(v, depth + 1) for k, v in item.items()}
     if depth < 10 and isinstance(item, list | tuple | set | frozenset):  # noqa: PLR2004 - as above
         return [_printable(v, depth + 1) for v in item]
-    return clean_text(repr(item), 8192)
+    return clean_text(_text_of(item, repr), 8192)

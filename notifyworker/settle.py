@@ -14,12 +14,11 @@ from uuid import UUID
 from notifyworker.database import DatabaseError, Link, brief, is_poison, is_refusal
 from notifyworker.execute import refused_result
 from notifyworker.observe import Metrics, log
-from notifyworker.pause import Backoff
+from notifyworker.pause import Backoff, is_set_within
 from notifyworker.run import Outcome, State
 from notifyworker.store import Store
 
 _BATCH = 500
-_LOCKED_S = 0.02
 
 
 class Settler:
@@ -42,6 +41,10 @@ class Settler:
         self._on_settled = on_settled
         self._on_refused = on_refused
         self._waiting: deque[Outcome] = deque()
+        # Their rows were locked by somebody: they go again with the next batch, or after a pause.
+        self._skipped: list[Outcome] = []
+        # Sent once without an answer, by run_id and lease_token.
+        self._unsure: set[tuple[UUID, int]] = set()
         self._writing = 0
         self._some = asyncio.Event()
         self._none = asyncio.Event()
@@ -51,7 +54,7 @@ class Settler:
     @property
     def backlog(self) -> int:
         """How many outcomes are not yet written."""
-        return len(self._waiting) + self._writing
+        return len(self._waiting) + len(self._skipped) + self._writing
 
     def put(self, outcome: Outcome) -> None:
         """Write this one as soon as may be."""
@@ -67,13 +70,35 @@ class Settler:
         """Write until cancelled."""
         while True:
             await self._some.wait()
-            self._some.clear()
-            while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            backoff = Backoff(cap_s=1.0)
+            while self._waiting or self._skipped:
+                self._some.clear()
+                again = len(self._skipped)
+                batch = self._next_batch()
                 self._writing = len(batch)
                 await self._write_all(batch)
                 self._writing = 0
+                if len(batch) > again:
+                    backoff.reset()
+                elif self._skipped:
+                    await is_set_within(self._some, backoff.next_s())  # a stranger's lock has no event to wait for
+            self._some.clear()
             self._none.set()
+
+    def _next_batch(self) -> list[Outcome]:
+        """One outcome a run: two attempts at one run, of which one is refused, go one after the other."""
+        batch = {outcome.run_id: outcome for outcome in self._skipped}
+        most = len(batch) + _BATCH
+        self._skipped = []
+        later = []
+        while self._waiting and len(batch) < most:
+            outcome = self._waiting.popleft()
+            if outcome.run_id in batch:
+                later.append(outcome)
+            else:
+                batch[outcome.run_id] = outcome
+        self._waiting.extendleft(reversed(later))
+        return list(batch.values())
 
     async def _write_all(self, batch: list[Outcome]) -> None:
         back = [o for o in batch if o.to is State.PENDING]
@@ -85,10 +110,9 @@ class Settler:
             await self._write(back)
 
     async def _write(self, batch: Sequence[Outcome]) -> None:
-        """Write outcomes of one sort until each is settled or lost."""
+        """Write outcomes of one sort until each is settled, lost, or found to be locked by somebody."""
         statement = self._store.give_back if batch[0].to is State.PENDING else self._store.settle
         left = {o.run_id: o for o in batch}
-        is_unsure = False
         backoff = Backoff()
         while left:
             outcomes = list(left.values())
@@ -96,31 +120,34 @@ class Settler:
                 done = await statement(self._link, self._lease_owner, outcomes)
                 self._on_settled([left.pop(run_id) for run_id in done])
                 if left:
-                    await self._look_after(left, is_unsure=is_unsure)
+                    await self._look_after(left)
+                self._unsure.difference_update((o.run_id, o.lease_token) for o in outcomes if o.run_id not in left)
+                self._skipped += left.values()
+                left = {}
             except DatabaseError as error:
                 if is_poison(error):
                     await self._isolate(outcomes, error)
                     return
-                is_unsure = is_unsure or not is_refusal(error)
+                if not is_refusal(error):
+                    self._unsure.update((o.run_id, o.lease_token) for o in left.values())
                 await self._pause(error, len(left), backoff)
                 continue
             self.failing_since = None
 
-    async def _look_after(self, left: dict[UUID, Outcome], *, is_unsure: bool) -> None:
-        """Tell those that were locked for a moment, which go again, from those that are lost or were written before."""
+    async def _look_after(self, left: dict[UUID, Outcome]) -> None:
+        """Leave those that are locked, which go again; tell of the others whether they are lost or were written before."""
         tokens = {o.run_id: o.lease_token for o in left.values()}
         held = await self._store.held(self._link, self._lease_owner, tokens)
         gone = {run_id: token for run_id, token in tokens.items() if run_id not in held}
-        written = await self._store.settled(self._link, self._lease_owner, gone) if gone and is_unsure else set()
+        unsure = {run_id: token for run_id, token in gone.items() if (run_id, token) in self._unsure}
+        written = await self._store.settled(self._link, self._lease_owner, unsure) if unsure else set()
         for run_id in gone:
             outcome = left.pop(run_id)
             # A give-back leaves no trace of who gave it: after a lost answer, a run that is no longer held was given.
-            if run_id in written or (is_unsure and outcome.to is State.PENDING):
+            if run_id in written or (run_id in unsure and outcome.to is State.PENDING):
                 self._on_settled([outcome])
             else:
                 self._on_refused(outcome)
-        if left:
-            await asyncio.sleep(_LOCKED_S)  # a stranger has the row locked: his lock has no event to wait for
 
     async def _isolate(self, batch: Sequence[Outcome], error: BaseException) -> None:
         """Find the one outcome of a batch that the server refuses: halve it until it stands alone."""
@@ -132,6 +159,7 @@ class Settler:
         poison = batch[0]
         log.error("outcome_unstorable", run_id=str(poison.run_id), kind=poison.kind, error=brief(error))
         if poison.error_code == "E-RUN-005":
+            self._unsure.discard((poison.run_id, poison.lease_token))
             self._on_refused(poison)  # even the plain note about it is refused: the lease's end will tell
             return
         await self._write([refused_result(poison, brief(error), self._lease_owner)])

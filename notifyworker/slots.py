@@ -9,10 +9,10 @@ in its task (a context variable, a cancellation that was asked for) ends the slo
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from uuid import UUID
 
-from notifyworker.execute import Attempt, Why, outcome_of_end, released
+from notifyworker.execute import Attempt, Why, outcome_of_end, outcome_of_error
 from notifyworker.observe import log
 from notifyworker.run import Outcome, Run
 from notifyworker.settings import CANCEL_S
@@ -25,7 +25,7 @@ class Slots:
     The runs that are executed here, and those that wait for a slot.
 
     `on_begun` is called when an attempt begins, `on_ended` once for each attempt with its outcome (None: nothing is to
-    be written), `on_free` when a slot has become free.
+    be written), `on_over` when its handler has really ended, which may be later, `on_free` when a slot has become free.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Slots:
         worker: str,
         on_begun: Callable[[Attempt], None],
         on_ended: Callable[[Attempt, Outcome | None], None],
+        on_over: Callable[[Attempt], None],
         on_free: Callable[[], None],
     ) -> None:
         self._size = size
@@ -43,6 +44,7 @@ class Slots:
         self._worker = worker
         self._on_begun = on_begun
         self._on_ended = on_ended
+        self._on_over = on_over
         self._on_free = on_free
         self._waiting: deque[Attempt] = deque()
         self._running: dict[UUID, Attempt] = {}
@@ -83,10 +85,18 @@ class Slots:
         self._waiting.clear()
         return runs
 
-    def forget_waiting(self, run_ids: Collection[UUID]) -> None:
-        """Do not begin these: they are no longer ours."""
-        if self._waiting:
-            self._waiting = deque(attempt for attempt in self._waiting if attempt.run.run_id not in run_ids)
+    def take_from_waiting(self, leases: Mapping[UUID, int]) -> list[Run]:
+        """Take back those that were not yet begun under these leases."""
+        if not self._waiting:
+            return []
+        runs = [a.run for a in self._waiting if leases.get(a.run.run_id) == a.run.lease_token]
+        if runs:
+            self._waiting = deque(a for a in self._waiting if leases.get(a.run.run_id) != a.run.lease_token)
+        return runs
+
+    def has(self, run_id: UUID) -> bool:
+        """Whether this run is executed here, or waits for a slot."""
+        return run_id in self._running or any(attempt.run.run_id == run_id for attempt in self._waiting)
 
     async def all_ended(self) -> None:
         """Return when nothing is executed any more."""
@@ -157,7 +167,7 @@ class Slots:
                 outcome = await self._execute(attempt)
             except Exception as error:  # noqa: BLE001 - a mistake of ours: it costs this run its attempt, not its siblings
                 log.critical("execute_failed", run_id=str(attempt.run.run_id), error=repr(error))
-                outcome = released(attempt.run, self._worker)
+                outcome = outcome_of_error(attempt, error, self._worker)  # it counts: the same may happen again
             self._ended(attempt, outcome)
             if attempt.why is not None or contextvars.copy_context() != clean:
                 return
@@ -172,6 +182,9 @@ class Slots:
     def _begin(self, attempt: Attempt) -> None:
         run = attempt.run
         attempt.began_at = self._loop.time()
+        if (older := self._running.get(run.run_id)) is not None:  # its lease is over, and nobody has told us yet
+            self._lingering.add(older)
+            self.end(older, "lost")
         self._running[run.run_id] = attempt
         if run.timeout_s is not None:
             attempt.timer = self._loop.call_later(run.timeout_s, self.end, attempt, "timeout")
@@ -187,6 +200,8 @@ class Slots:
         self._lingering.discard(attempt)
         if attempt.thread is not None and not attempt.thread.done():
             self._linger(attempt)
+        else:
+            self._on_over(attempt)
         self._freed.set()
         self._on_free()
 
@@ -197,14 +212,15 @@ class Slots:
 
     def _abandon(self, attempt: Attempt) -> None:
         """A handler that ignores its cancellation keeps its slot until it ends, and its run goes on without it."""
-        if attempt.is_settled or attempt.task is None or attempt in self._lingering:
+        if attempt.is_settled or attempt.task is None:
             return
         frames = [f"{f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}" for f in attempt.task.get_stack()]
         log.error(
             "handler_ignores_cancellation", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why, at=frames
         )
         self._settle(attempt, outcome_of_end(attempt, self._worker))
-        self._running.pop(attempt.run.run_id, None)
+        if self._running.get(attempt.run.run_id) is attempt:
+            del self._running[attempt.run.run_id]
         self._lingering.add(attempt)
         self._freed.set()
 
@@ -215,6 +231,7 @@ class Slots:
 
         def done() -> None:
             self._lingering.discard(attempt)
+            self._on_over(attempt)
             self._start_another()
             self._on_free()
 

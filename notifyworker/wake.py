@@ -17,6 +17,7 @@ import asyncpg
 from notifyworker.database import Connection, DatabaseError, brief, connect, hears_notifications
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
+from notifyworker.settings import CONNECT_S
 
 PING_S = 10.0
 PING_DEADLINE_S = 5.0
@@ -55,6 +56,7 @@ class Listener:
             except DatabaseError as error:
                 self._metrics.reconnects.labels("listener").inc()
                 log.warning("listener_lost", error=brief(error))
+                self._wake.set()  # a look by the claim loop finds out at once whether there still is a database
             finally:
                 self._not_hearing()
             await asyncio.sleep(DEAF_RETRY_S if self.is_deaf else backoff.next_s())
@@ -64,14 +66,19 @@ class Listener:
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _connection: ended.set())
         # Tested before LISTEN: behind a transaction pooler that would stay on a connection that others use.
-        was_deaf, self.is_deaf = self.is_deaf, not await hears_notifications(self._dsn, schema=self._schema, listener=connection)
+        async with asyncio.timeout(2 * CONNECT_S):  # the self-test connects once more
+            was_deaf, self.is_deaf = (
+                self.is_deaf,
+                not await hears_notifications(self._dsn, schema=self._schema, listener=connection),
+            )
         if self.is_deaf:
             if not was_deaf:
                 log.warning(
                     "listen_is_deaf", hint="a transaction pooler? give listen_dsn, a direct connection; polling until then"
                 )
             return
-        await connection.add_listener(self._schema, self._heard)
+        async with asyncio.timeout(CONNECT_S):
+            await connection.add_listener(self._schema, self._heard)
         backoff.reset()
         self.is_hearing = True
         self._metrics.listening.set(1)

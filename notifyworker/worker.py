@@ -34,6 +34,7 @@ from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
 from notifyworker.wake import Listener
 
 _FLUSH_S = 5.0
+_FORCED_S = 1.0
 _FLEET_SETTINGS = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", "idempotency_window_s", "history_retention_days")
 
 
@@ -77,7 +78,7 @@ class Conductor:
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, self._execute, worker=self.lease_owner,
-            on_begun=self._begun, on_ended=self._ended, on_free=self._slot_is_free,
+            on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
         )  # fmt: skip
         wake = self.claims.wake
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
@@ -108,8 +109,11 @@ class Conductor:
         """Check the database, become present, and begin to claim. Raises StartError, SettingsError."""
         connection = await open_or_explain(self.dsn, self.store.schema, "start")
         try:
-            await check(connection, self.store.schema, self.dsn)
-            await self._adopt_fleet_settings(connection)
+            async with asyncio.timeout(CONNECT_S):
+                await check(connection, self.store.schema, self.dsn)
+                await self._adopt_fleet_settings(connection)
+        except DatabaseError as error:
+            raise explain(error, self.dsn) from None
         finally:
             connection.terminate()
         self.keeper.start()
@@ -145,7 +149,7 @@ class Conductor:
         self._stopping = True
         self.claims.stop()
         for run in self.slots.take_waiting():
-            self.settler.put(released(run, self.lease_owner))
+            self._give_back(run)
 
     async def drain(self, timeout_s: float, force: asyncio.Event) -> bool:
         """
@@ -156,22 +160,23 @@ class Conductor:
         self.stop_claiming()
         self.keeper.announce()
         log.info("draining", running=self.slots.running, timeout_s=timeout_s)
-        claims = self._tasks[-1]
-        await asyncio.wait({claims}, timeout=0 if force.is_set() else CANCEL_S)
-        forced = asyncio.ensure_future(force.wait())
-        finished = asyncio.ensure_future(self.slots.all_ended())
+        forced: asyncio.Future[Any] = asyncio.ensure_future(force.wait())
+        claims: asyncio.Future[Any] = self._tasks[-1]
+        await asyncio.wait({forced, claims}, timeout=CANCEL_S, return_when=asyncio.FIRST_COMPLETED)
+        finished: asyncio.Future[Any] = asyncio.ensure_future(self.slots.all_ended())
         await asyncio.wait({forced, finished}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         in_time = finished.done()
         if not in_time:
             await self.slots.end_all("stopping", finished, grace_s=0.5 if force.is_set() else CANCEL_S)
-        for waiter in (forced, finished):
-            waiter.cancel()
-        try:
-            async with asyncio.timeout(1.0 if force.is_set() else _FLUSH_S):
-                await self.settler.flushed()
-        except TimeoutError:
+        flushed: asyncio.Future[Any] = asyncio.ensure_future(self.settler.flushed())
+        await asyncio.wait({forced, flushed}, timeout=_FLUSH_S, return_when=asyncio.FIRST_COMPLETED)
+        if force.is_set():
+            await asyncio.wait({flushed}, timeout=_FORCED_S)
+        if not flushed.done():
             log.error("outcomes_not_written", count=self.settler.backlog)
             in_time = False
+        for waiter in (forced, finished, flushed):
+            waiter.cancel()
         return in_time
 
     async def close(self) -> None:
@@ -188,8 +193,8 @@ class Conductor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.slots.close()
         self._threads.shutdown(wait=not self.lingering, cancel_futures=True)
-        if not self.failed.done():
-            self.failed.cancel()
+        if not self.failed.cancel() and not self.failed.cancelled():
+            self.failed.exception()  # in a host nobody else asks for it, and the log has told it
         log.info("worker_stopped", lease_owner=self.lease_owner, lingering=self.lingering)
 
     def _loop_ended(self, task: "asyncio.Task[None]") -> None:
@@ -211,7 +216,7 @@ class Conductor:
         self.keeper.take(runs, sent_at)
         if self._stopping:
             for run in runs:
-                self.settler.put(released(run, self.lease_owner))
+                self._give_back(run)
             return
         for kind, count in Counter(run.kind for run in runs).items():
             self.metrics.claimed.labels(kind).inc(count)
@@ -219,6 +224,11 @@ class Conductor:
         for run in runs:
             observe(run.kind, max(0.0, run.waited_s))
         self.slots.put([Attempt(run, self._handlers[run.kind]) for run in runs])
+
+    def _give_back(self, run: Run) -> None:
+        """A run that was claimed and not begun."""
+        self.keeper.handler_ended(run.run_id, run.lease_token)
+        self.settler.put(released(run, self.lease_owner))
 
     def _orphan(self, row: Row) -> None:
         """A run of a claim whose answer was lost: ours by the database's word, and nobody executes it."""
@@ -235,6 +245,9 @@ class Conductor:
     def _begun(self, attempt: Attempt) -> None:
         if self._sink is not None:
             self._publish(attempt.run.run_id, attempt.run.kind, "running")
+
+    def _over(self, attempt: Attempt) -> None:
+        self.keeper.handler_ended(attempt.run.run_id, attempt.run.lease_token)
 
     def _slot_is_free(self) -> None:
         if self.claims.more:
@@ -277,14 +290,23 @@ class Conductor:
 
     def _lost(self, lost: dict[UUID, int], why: str) -> None:
         """Leases that are another's now, or may be soon: cancel what runs under them."""
-        self.slots.forget_waiting(lost)
+        for run in self.slots.take_from_waiting(lost):
+            self._tell_lost(run, why)
+            if why == "lapse":
+                self._give_back(run)
+            else:
+                self.keeper.drop(run.run_id, run.lease_token)
+            self._slot_is_free()
         for run_id, token in lost.items():
             attempt = self.slots.get(run_id)
             if attempt is not None and attempt.run.lease_token == token:
-                self.metrics.lost.inc()
-                log.warning("lease_lost", run_id=str(run_id), kind=attempt.run.kind, why=why, lease_token=token)
+                self._tell_lost(attempt.run, why)
                 # After a lapse nobody may have taken it yet: then the release is accepted, else it is refused.
                 self.slots.end(attempt, "stopping" if why == "lapse" else "lost")
+
+    def _tell_lost(self, run: Run, why: str) -> None:
+        self.metrics.lost.inc()
+        log.warning("lease_lost", run_id=str(run.run_id), kind=run.kind, why=why, lease_token=run.lease_token)
 
     def _heard(self, message: str) -> None:
         what, _, argument = message.partition(":")
@@ -292,12 +314,12 @@ class Conductor:
             self.leader.heard(message)
             return
         try:
-            attempt = self.slots.get(UUID(argument))
+            run_id = UUID(argument)
         except ValueError:
             return  # anybody may notify on our channel
-        if attempt is not None:
-            log.info("run_cancelled", run_id=argument, kind=attempt.run.kind)
-            self.slots.end(attempt, "cancelled")
+        # So this proves nothing: a heartbeat now finds out whether it is true.
+        if self.slots.has(run_id):
+            self.keeper.announce()
 
     # What a handler asks for (Desk), and what others see.
 
@@ -354,6 +376,8 @@ class Conductor:
         """Reasons why this worker does not do its job; empty if it does. From memory."""
         now = asyncio.get_running_loop().time()
         reasons = []
+        if self.failed.done() and not self.failed.cancelled():
+            reasons.append("a part of this worker has ended by a fault of its own: see the log, and restart it")
         if self.claims.error is not None:
             since, why = self.claims.error
             reasons.append(f"no run could be claimed for {now - since:.0f} s: {why}")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from notifyworker import Retry, Run, Worker
+from notifyworker import Retry, Run, Snooze, Worker
 
 worker = Worker()
 LEDGER = Path(os.environ.get("TEST_LEDGER", os.devnull))
@@ -57,3 +57,12 @@ async def gil(run: Run, payload: dict[str, Any]) -> None:
 async def die(run: Run) -> None:
     note("start", run)
     os._exit(3)
+
+
+@worker.handler("come_back")
+async def come_back(run: Run) -> None:
+    """Held through a heartbeat, then away for longer than a lease."""
+    note("start", run)
+    if run.lease_token == 1:
+        await asyncio.sleep(1.5)
+        raise Snooze(5)

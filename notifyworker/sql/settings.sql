@@ -1,1 +1,1 @@
-SELECT name, value FROM {schema}.settings
+SELECT name, value #>> '{}' AS value FROM {schema}.settings
