@@ -120,6 +120,7 @@ class Claims:
     async def _look(self) -> tuple[bool, float]:
         """Look from the beginning. Tell whether a run is ready, and after how many seconds the next is due."""
         began = self._clock()
+        self._lanes.begin()
         rows = await self._store.lanes(self._link, self._served)
         seen = [(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"]) for row in rows]
         is_ready = self._lanes.looked(seen, began, self._clock())
@@ -133,6 +134,7 @@ class Claims:
         lanes = self._lanes.to_read()
         sent_at = self._clock()
         slack = self._lanes.slack(sent_at)
+        self._lanes.begin()
         runs = await self._store.claim(
             self._link, self._served, lanes, slack, limit=limit, lease_owner=self._lease_owner, lease_s=self._settings.lease_s,
             enforce_shadow=self._settings.shadow == "enforce", desk=self._desk,

@@ -57,6 +57,8 @@ class Lanes:
         self._in_order: list[Lane] = []
         self._look_again_at = 0.0
         self._wide_again_at = 0.0
+        # How far back was told of since the claim or look that is under way began: that one has not seen it.
+        self._told: datetime | None = None
         #: Seconds that the last look from the beginning took.
         self.look_took_s = 0.0
 
@@ -72,6 +74,10 @@ class Lanes:
     def look_is_due_in_s(self, now: float) -> float:
         """Seconds until the next look from the beginning may be made; 0: now."""
         return max(0.0, self._look_again_at - now)
+
+    def begin(self) -> None:
+        """A claim or a look begins: it will see all that was told of before."""
+        self._told = None
 
     def is_dear(self) -> bool:
         """Whether a look from the beginning takes so long that it can be made only now and then."""
@@ -93,7 +99,8 @@ class Lanes:
         for lane in self._lanes.values():
             lane.is_ready = False
         any_ready = False
-        for kind, project_id, rank, mark, is_ready in seen:
+        for kind, project_id, rank, head, is_ready in seen:
+            mark = head if self._told is None else min(head, self._told)
             known = self._lanes.get((kind, project_id, rank))
             if known is None:
                 self._lanes[kind, project_id, rank] = Lane(kind, project_id, rank, mark, is_ready)
@@ -108,16 +115,17 @@ class Lanes:
     def found(self, key: Key, run_at: datetime) -> None:
         """Take note of what was found in a lane: the furthest `run_at`."""
         lane = self._lanes.get(key)
-        if lane is not None and run_at > lane.mark:
-            lane.mark = run_at
+        if lane is not None:
+            lane.mark = max(lane.mark, run_at if self._told is None else min(run_at, self._told))
 
     def exhausted(self, lanes: Iterable[Lane]) -> None:
         """Take note that a claim found no more in any of these."""
         for lane in lanes:
-            lane.is_ready = False
+            lane.is_ready = self._told is not None and lane.mark <= self._told
 
     def lower(self, to: datetime) -> None:
         """Something that lies as far back as this has only now become visible."""
+        self._told = to if self._told is None else min(to, self._told)
         for lane in self._lanes.values():
             if lane.mark > to:
                 lane.mark = to

@@ -180,6 +180,7 @@ class Leader:
         if is_last or began >= self._silent_look_at:
             self._silent_look_at = began + _SILENT_LOOK_S
             await self._look_for_silent()
+        self._lanes.begin()
         if self._lanes.look_is_due_in_s(began) <= 0 or (is_last and not self._lanes.is_dear()):
             rows = await self._store.ready(self._opened())
             seen = [(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"]) for row in rows]
