@@ -18,8 +18,8 @@ from notifyworker.run import Desk, Run
 from notifyworker.settings import Settings
 from notifyworker.store import Row, Served, Store
 
-#: One claim takes half of the free slots from here on, so that the next is on its way while those runs are executed.
-_HALVED_FROM = 128
+#: From here on one claim takes half of all slots, so that the next is on its way while those runs are executed.
+_HALVED_FROM = 100
 
 
 class Claims:
@@ -64,6 +64,7 @@ class Claims:
         self._lanes = Lanes()
         self._stopping = False
         self._doubt_until = 0.0
+        self._half = (settings.concurrency + settings.prefetch + 1) // 2
         self._clock = asyncio.get_running_loop().time
 
     def stop(self) -> None:
@@ -129,8 +130,7 @@ class Claims:
 
     async def _claim(self) -> bool:
         """Claim from the marks on. Tell whether there may be more."""
-        free = self._free()
-        limit = free if free < _HALVED_FROM else (free + 1) // 2
+        limit = min(self._free(), max(_HALVED_FROM, self._half))
         lanes = self._lanes.to_read()
         sent_at = self._clock()
         slack = self._lanes.slack(sent_at)
