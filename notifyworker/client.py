@@ -18,7 +18,7 @@ from notifyworker import payload as payloads
 from notifyworker.database import DatabaseError, Queryable, connect, explain
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound, SettingsError, WaitTimeout
 from notifyworker.pause import Backoff
-from notifyworker.run import TERMINAL
+from notifyworker.run import TERMINAL, State
 from notifyworker.settings import Settings
 from notifyworker.store import NewRun, Row, Store
 
@@ -75,6 +75,15 @@ def refused(error: asyncpg.PostgresError) -> InvalidRun:
     return InvalidRun(column, str(error.args[0]), hint=error.hint, too_large=error.sqlstate == "54000")
 
 
+#: The database says no to a run's values.
+_REFUSALS = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.FeatureNotSupportedError,
+)
+
+
 class Client:
     """
     A producer's way in. Without `dsn` it is found as a worker finds its own.
@@ -117,9 +126,7 @@ class Client:
         """As `enqueue`, of a run that was checked; the second value is True if the run was there already."""
         try:
             return await self._store.run_insert(connection or await self._connected(), new)
-        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
-            raise refused(error) from error
-        except asyncpg.FeatureNotSupportedError as error:
+        except _REFUSALS as error:
             raise refused(error) from error
 
     async def enqueue_many(
@@ -141,7 +148,7 @@ class Client:
     async def _insert_batch(self, on: Queryable, batch: list[NewRun]) -> list[UUID]:
         try:
             given = await self._store.runs_insert(on, batch)
-        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
+        except _REFUSALS as error:
             raise refused(error) from error
         return [run_id or (await self.insert(new, connection=on))[0] for run_id, new in zip(given, batch, strict=True)]
 
@@ -162,7 +169,14 @@ class Client:
         before: UUID | None = None,
         limit: int = 50,
     ) -> list[dict[str, Any]]:
-        """Runs, newest first; `before` is the last run_id of the page before."""
+        """Runs, newest first; `before` is the last run_id of the page before. Raises InvalidRun for a filter that can't be."""
+        if state is not None and state not in set(State):
+            raise InvalidRun("state", f"must be one of {', '.join(State)}, not {state!r:.100}")
+        for name, value in (("kind", kind), ("project_id", project_id)):
+            if value is not None:
+                _text(name, value, 200)
+        _integer("limit", limit, 1, 500)
+        before = None if before is None else _uuid("before", before)
         rows = await self._store.runs_list(
             await self._connected(), state=state, kind=kind, project_id=project_id, before=before, limit=limit
         )

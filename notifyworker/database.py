@@ -85,6 +85,19 @@ async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: i
     return connection
 
 
+async def reconnect(dsn: str, *, schema: str, purpose: str, longest_statement_s: int = 30) -> Connection:
+    """
+    Open a connection with a DSN that was good when the worker started.
+
+    What makes it unusable now, such as a certificate file that is being replaced, may pass: a loop tries again. Raises
+    DatabaseError alone.
+    """
+    try:
+        return await connect(dsn, schema=schema, purpose=purpose, longest_statement_s=longest_statement_s)
+    except SettingsError as error:
+        raise asyncpg.InterfaceError(str(error)) from None
+
+
 async def _open_direct(dsn: str, name: str, longest_statement_s: int) -> "Connection | None":
     session = {**_SESSION, "application_name": name, "statement_timeout": f"{longest_statement_s}s"}
     try:

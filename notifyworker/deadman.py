@@ -2,7 +2,8 @@
 The dead man's switch: ends a process that can no longer prove that its runs are its own.
 
 faulthandler's timer is a C thread that needs no GIL: it fires in the middle of a C call that holds it, and in the
-first moment of a process that was frozen, and it prints the guilty line. Nothing in Python could.
+first moment of a process that was frozen, and it prints the guilty line. Nothing in Python could. It reads the frames
+of threads that may run meanwhile: rarely it falls over one, and the process ends by SIGSEGV in place of exit code 1.
 """
 
 import faulthandler

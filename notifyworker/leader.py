@@ -20,7 +20,7 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, connect, is_direct
+from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, is_direct, reconnect
 from notifyworker.lanes import WIDE_SLACK, Key, Lanes
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
@@ -91,7 +91,7 @@ class Leader:
         while True:
             pause_s = None
             try:
-                self._gate = _Gate(await connect(self._dsn, schema=self._store.schema, purpose="gate"))
+                self._gate = _Gate(await reconnect(self._dsn, schema=self._store.schema, purpose="gate"))
                 self.may_lead = await is_direct(self._gate.connection)
                 if self.may_lead:
                     await self._query("SELECT set_config('lock_timeout', '50ms', false)")

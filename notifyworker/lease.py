@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
-from notifyworker.database import Connection, DatabaseError, brief, connect, is_direct
+import asyncpg
+
+from notifyworker.database import Connection, DatabaseError, brief, is_direct, reconnect
 from notifyworker.deadman import DeadMansSwitch
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
@@ -77,8 +79,9 @@ class LeaseKeeper:
         self._thread = threading.Thread(target=self._thread_main, name="notifyworker heartbeat", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed: asyncio.Event | None = None
+        #: Done when the thread has started, and when it has ended.
         self.started: asyncio.Future[None] = self._main_loop.create_future()
-        self._ended: asyncio.Future[None] = self._main_loop.create_future()
+        self.ended: asyncio.Future[None] = self._main_loop.create_future()
         #: Whether this session holds the advisory lock that others see it by. Behind a pooler it can't: the lock would be
         #: on a connection that outlives this process, or that ends before it.
         self.has_presence = False
@@ -113,9 +116,17 @@ class LeaseKeeper:
             self._over.discard(run_id)
 
     def handler_ended(self, run_id: UUID, lease_token: int) -> None:
-        """Go on renewing until its outcome is written, but do not end a process for it: nothing runs that could do harm."""
-        if self.holds(run_id, lease_token):
-            self._over.add(run_id)
+        """
+        Go on renewing until its outcome is written, but do not end a process for it: nothing runs that could do harm.
+
+        Unless it has run beyond its lease, as in a process that was frozen and has just been woken.
+        """
+        if not self.holds(run_id, lease_token):
+            return
+        renewed_at = max(self._renewed.get(run_id, 0.0), self._held[run_id][1])
+        if self._exits_on_lapse and time.monotonic() > renewed_at + self._settings.lapse_s:
+            self._exit("a handler ended after its lease")
+        self._over.add(run_id)
 
     def holds(self, run_id: UUID, lease_token: int) -> bool:
         """Whether this very lease is kept."""
@@ -136,7 +147,7 @@ class LeaseKeeper:
         self._stopping = True
         self._wake_thread()
         if self._thread.is_alive():
-            await asyncio.wait({self._ended}, timeout=3 * PRESENCE_DEADLINE_S)
+            await asyncio.wait({self.ended}, timeout=3 * PRESENCE_DEADLINE_S)
             self._thread.join(0.1)
         DeadMansSwitch.arm(self, None)
 
@@ -208,7 +219,7 @@ class LeaseKeeper:
     async def _connect(self) -> None:
         sent_at = time.monotonic()
         async with asyncio.timeout(PRESENCE_DEADLINE_S + PRESENCE_RECONNECT_S):
-            connection = await connect(self.dsn, schema=self._store.schema, purpose="heartbeat")
+            connection = await reconnect(self.dsn, schema=self._store.schema, purpose="heartbeat")
         self._connection = connection
         connection.add_termination_listener(lambda _connection: self._changed.set() if self._changed else None)
         self._is_direct = await is_direct(connection, timeout_s=PRESENCE_DEADLINE_S)
@@ -250,7 +261,10 @@ class LeaseKeeper:
             if missed:
                 skipped = await self._store.held(on, self._lease_owner, missed)
                 self._lost({r: t for r, t in missed.items() if r not in skipped and r in self._held}, "heartbeat")
-        await self._store.worker_present(on, *self._describe(self.has_presence))
+        try:
+            await self._store.worker_present(on, *self._describe(self.has_presence))
+        except asyncpg.LockNotAvailableError as error:  # a stranger holds this worker's row: nobody's lease depends on it
+            log.warning("presence_not_noted", error=brief(error))
         self._gave_up = False  # what comes after an outage may lapse again
         self._beat_at = time.monotonic()
         if self.has_presence:
@@ -287,10 +301,10 @@ class LeaseKeeper:
 
     def _lease_deadline(self) -> float:
         """When the oldest lease is so old that it may be another's soon."""
-        held = self._executing()
         # The later of the two: a renewal may be of an earlier lease of the same run, however long ago.
         renewed = self._renewed
-        oldest = min((max(renewed.get(run_id, 0.0), claimed_at) for run_id, (_, claimed_at) in held.items()), default=None)
+        held = self._executing().items()
+        oldest = min((max(renewed.get(run_id, 0.0), claimed_at) for run_id, (_, claimed_at) in held), default=None)
         return float("inf") if oldest is None else oldest + self._settings.lapse_s
 
     def _give_up(self, why: str) -> None:
@@ -360,8 +374,8 @@ class LeaseKeeper:
             self.started.set_exception(error)
 
     def _set_ended(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     async def _say_goodbye(self) -> None:
         if self._connection is None:

@@ -27,6 +27,8 @@ PRESENCE_DEADLINE_S = 2.0
 PRESENCE_RECONNECT_S = 2.0
 CANCEL_S = 2.0
 
+_LAPSE = 0.9  # of a lease without a renewal: then it may be another's soon
+
 _SECRETS = frozenset({"dsn", "listen_dsn", "admin_dsn", "token"})
 _Seconds = Annotated[float, Field(gt=0, le=86400 * 366, allow_inf_nan=False)]
 _Names = Annotated[list[str] | None, NoDecode]
@@ -120,6 +122,14 @@ class Settings(BaseSettings):
                 f"{self.heartbeat_interval_s:g}: two lost heartbeats would lose the lease; raise the one or lower the other"
             )
             raise ValueError(message)
+        worst = self.heartbeat_interval_s + self.heartbeat_deadline_s + CANCEL_S
+        if worst >= self.lapse_s:
+            message = (
+                f"lease_s={self.lease_s:g} must be above {worst / _LAPSE:.3g}: heartbeat_interval_s={self.heartbeat_interval_s:g}, "
+                f"its deadline of {self.heartbeat_deadline_s:g} and {CANCEL_S:g} seconds to cancel have to fit into nine tenths "
+                "of a lease; raise lease_s or lower heartbeat_interval_s"
+            )
+            raise ValueError(message)
         worst = self.presence_ping_s + PRESENCE_DEADLINE_S + PRESENCE_RECONNECT_S + CANCEL_S
         if worst >= self.presumed_dead_s:
             message = (
@@ -132,13 +142,13 @@ class Settings(BaseSettings):
 
     @property
     def heartbeat_deadline_s(self) -> float:
-        """How long one heartbeat may take. With the cancel below it fits into 0.9 leases at any allowed setting."""
+        """How long one heartbeat may take."""
         return min(5.0, 0.8 * self.heartbeat_interval_s)
 
     @property
     def lapse_s(self) -> float:
         """The age of the last renewal at which this worker has to end what it runs, or itself."""
-        return 0.9 * self.lease_s
+        return _LAPSE * self.lease_s
 
     def require_dsn(self) -> str:
         """Where the database is. Raises SettingsError if nothing says it."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from notifyworker.database import Connection, DatabaseError, brief, connect, hears_notifications
+from notifyworker.database import Connection, DatabaseError, brief, hears_notifications, reconnect
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.settings import CONNECT_S
@@ -62,7 +62,7 @@ class Listener:
             await asyncio.sleep(DEAF_RETRY_S if self.is_deaf else backoff.next_s())
 
     async def _listen(self, backoff: Backoff) -> None:
-        self._connection = connection = await connect(self._dsn, schema=self._schema, purpose="listener")
+        self._connection = connection = await reconnect(self._dsn, schema=self._schema, purpose="listener")
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _connection: ended.set())
         # Tested before LISTEN: behind a transaction pooler that would stay on a connection that others use.

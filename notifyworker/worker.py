@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from notifyworker.claim import Claims
-from notifyworker.database import Connection, DatabaseError, Link, brief, connect, explain
+from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
 from notifyworker.errors import Code, LeaseLost, StartError
 from notifyworker.execute import Attempt, error_entry, execute, released
 from notifyworker.handlers import Handler
@@ -35,6 +35,7 @@ from notifyworker.wake import Listener
 
 _FLUSH_S = 5.0
 _FORCED_S = 1.0
+_VERSION = version("notifyworker")  # of the code that runs, whatever is installed meanwhile
 _FLEET_SETTINGS = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", "idempotency_window_s", "history_retention_days")
 
 
@@ -48,6 +49,7 @@ class Conductor:
         self.dsn = settings.require_dsn()
         self.lease_owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.reaper_interval_s = settings.reaper_interval_s
+        self.max_payload_bytes = settings.max_payload_bytes
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._handlers = handlers
         self._max_result_bytes = settings.max_result_bytes
@@ -59,12 +61,12 @@ class Conductor:
 
     def _make_parts(self, settings: Settings, *, standalone: bool) -> None:
         def opener(purpose: str) -> Callable[[], Coroutine[Any, Any, Connection]]:
-            return lambda: connect(self.dsn, schema=settings.schema_name, purpose=purpose)
+            return lambda: reconnect(self.dsn, schema=settings.schema_name, purpose=purpose)
 
         direct = settings.listen_dsn.get_secret_value() if settings.listen_dsn else self.dsn
         self._links = {purpose: Link(opener(purpose)) for purpose in ("claim", "settle", "side")}
         self._links["vacuum"] = Link(
-            lambda: connect(direct, schema=settings.schema_name, purpose="vacuum", longest_statement_s=LONGEST_VACUUM_S)
+            lambda: reconnect(direct, schema=settings.schema_name, purpose="vacuum", longest_statement_s=LONGEST_VACUUM_S)
         )
         self._side_link = self._links["side"]
         served = Served(
@@ -121,6 +123,7 @@ class Conductor:
             await self.keeper.started
         except DatabaseError as error:
             raise explain(error, self.keeper.dsn) from None
+        self.keeper.ended.add_done_callback(self._keeper_ended)
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("claims", self.claims.run()),
@@ -142,6 +145,7 @@ class Conductor:
                     "setting_differs", name=name, own=own, fleet=fleet[name], hint=f"notifyworker config set {name} {own:g}"
                 )
         self.reaper_interval_s = self.reaper.interval_s = fleet["reaper_interval_s"]
+        self.max_payload_bytes = int(fleet["max_payload_bytes"])
         self._max_result_bytes = int(fleet["max_result_bytes"])
 
     def stop_claiming(self) -> None:
@@ -196,6 +200,11 @@ class Conductor:
         if not self.failed.cancel() and not self.failed.cancelled():
             self.failed.exception()  # in a host nobody else asks for it, and the log has told it
         log.info("worker_stopped", lease_owner=self.lease_owner, lingering=self.lingering)
+
+    def _keeper_ended(self, _ended: "asyncio.Future[None]") -> None:
+        """Without its thread no lease is renewed: nothing may be claimed or go on."""
+        if not self._stopping and not self.failed.done():
+            self.failed.set_exception(StartError("the heartbeat thread ended by itself"))
 
     def _loop_ended(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or self._stopping:
@@ -358,7 +367,7 @@ class Conductor:
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone
         s = self.settings
         return (
-            self.lease_owner, socket.gethostname(), os.getpid(), version("notifyworker"), list(self._handlers), s.project_ids,
+            self.lease_owner, socket.gethostname(), os.getpid(), _VERSION, list(self._handlers), s.project_ids,
             s.concurrency, self.slots.running, "draining" if self._stopping else "running", s.shadow, has_presence,
             s.presumed_dead_s, s.lease_s, s.heartbeat_interval_s,
         )  # fmt: skip

@@ -103,9 +103,12 @@ CREATE TABLE {schema}.settings (
         CASE name
             WHEN 'reaper_interval_s' THEN (value #>> '{}')::numeric BETWEEN 0.1 AND 86400
             WHEN 'max_payload_bytes' THEN (value #>> '{}')::numeric BETWEEN 2 AND 268435456
+                AND (value #>> '{}')::numeric % 1 = 0
             WHEN 'max_result_bytes' THEN (value #>> '{}')::numeric BETWEEN 2 AND 268435456
+                AND (value #>> '{}')::numeric % 1 = 0
             WHEN 'idempotency_window_s' THEN (value #>> '{}')::numeric BETWEEN 0 AND 31622400
             WHEN 'history_retention_days' THEN (value #>> '{}')::numeric BETWEEN 1 AND 36500
+                AND (value #>> '{}')::numeric % 1 = 0
             ELSE false
         END)
 );

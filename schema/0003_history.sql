@@ -88,7 +88,7 @@ CREATE FUNCTION {schema}.drop_expired_partitions() RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
 DECLARE
     keep_from date := (now() AT TIME ZONE 'UTC')::date
-        - (SELECT (value #>> '{}')::integer FROM {schema}.settings WHERE name = 'history_retention_days');
+        - (SELECT (value #>> '{}')::numeric::integer FROM {schema}.settings WHERE name = 'history_retention_days');
     partition regclass;
     dropped   integer := 0;
 BEGIN

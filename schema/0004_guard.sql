@@ -45,7 +45,7 @@ BEGIN
             OR NEW.progress IS NOT NULL OR NEW.errors <> '[]' OR NEW.shadow_by IS NOT NULL
             OR NEW.concurrency_key IS NOT NULL OR octet_length(NEW.payload::text) > %s)
         EXECUTE FUNCTION {schema}.refuse()$trigger$,
-        (SELECT (value #>> '{}')::bigint FROM {schema}.settings WHERE name = 'max_payload_bytes'));
+        (SELECT (value #>> '{}')::numeric::bigint FROM {schema}.settings WHERE name = 'max_payload_bytes'));
 END $$;
 
 SELECT {schema}.apply_settings();

@@ -18,15 +18,16 @@ import asyncpg
 import pydantic
 import pytest
 from servers import eventually
+from structlog.testing import capture_logs
 from test_faults import TESTS, all_run, cluster, ledger, spawn  # noqa: F401 - fixtures
 from test_life import insert, run_of, settled
 
-from notifyworker import Client, Retry, Run, RunConflict, Worker
+from notifyworker import Client, InvalidRun, Retry, Run, RunConflict, Worker
 from notifyworker.database import LOCK_CLASS, GateLocks
 
 
 async def test_a_run_that_comes_back_after_an_idle_time_does_not_end_its_worker(spawn, connection, ledger):
-    worker = await spawn(lease_s=3, heartbeat_interval_s=1).started()
+    worker = await spawn(lease_s=3, heartbeat_interval_s=0.3).started()
 
     run = await settled(connection, await insert(connection, "come_back"), 20)
 
@@ -510,21 +511,67 @@ async def test_a_run_whose_row_is_locked_does_not_hold_up_outcomes_that_come_lat
     await stranger.close()
 
 
+CUT_THE_GATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'notifyworker gate' AND datname = current_database()"
+
+
 async def test_a_part_that_ended_by_a_fault_is_told_in_health_inside_of_a_host(make_worker, connection, monkeypatch):
     worker = make_worker()
 
     @worker.handler("a")
     async def handle(run: Run) -> None: ...
 
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError
+
     async with worker:
         await settled(connection, await insert(connection, "a"))
         assert worker._conductor.health() == []
-        monkeypatch.setenv("PGSSLMODE", "nonsense")  # stands for what a DSN refers to and is no longer there
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'notifyworker gate' AND datname = current_database()"
-        )
+        monkeypatch.setattr(worker._conductor.leader, "_contend", break_down)
+        await connection.execute(CUT_THE_GATE)
         await eventually(lambda: any("restart it" in reason for reason in worker._conductor.health()))
+
+
+async def test_what_makes_a_dsn_unusable_for_a_while_ends_no_part_of_a_worker(make_worker, connection, monkeypatch):
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        leader = worker._conductor.leader
+        await eventually(lambda: leader.mode == "armed")
+        monkeypatch.setenv("PGSSLMODE", "nonsense")  # stands for what a DSN refers to and is not there for a moment
+        await connection.execute(CUT_THE_GATE)
+        await eventually(lambda: leader.mode == "follower")
         monkeypatch.delenv("PGSSLMODE")
+        await eventually(lambda: leader.mode == "armed")
+        assert worker._conductor.health() == []
+
+
+async def test_a_stranger_who_holds_a_workers_row_holds_up_no_heartbeat(dsn, make_worker, connection):
+    worker = make_worker(heartbeat_interval_s=3, lease_s=15)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    stranger = await asyncpg.connect(dsn)
+    async with worker:
+        with capture_logs() as logs:
+            async with stranger.transaction():
+                await stranger.execute("SELECT FROM notifyworker.workers FOR UPDATE")
+                worker._conductor.keeper.announce()
+                await eventually(lambda: "presence_not_noted" in {entry["event"] for entry in logs})
+        assert "heartbeat_failed" not in {entry["event"] for entry in logs}
+    await stranger.close()
+
+
+async def test_the_client_names_a_filter_that_cannot_be(dsn):
+    async with Client(dsn) as client:
+        for name, value in (("limit", -1), ("limit", 501), ("kind", "\0"), ("state", "nonsense"), ("before", "x")):
+            with pytest.raises(InvalidRun, match=name):
+                await client.list(**{name: value})
+        with pytest.raises(InvalidRun, match="concurrency_key"):
+            await client.enqueue_many("a", [{}], concurrency_key="k")
 
 
 async def test_a_setting_that_was_stored_as_text_counts_as_a_number(make_worker, connection):

@@ -44,6 +44,7 @@ class Watched:
     metrics: Metrics = field(default_factory=Metrics)
     lease_owner: str = "host:<1>"
     reaper_interval_s: float = 60.0
+    max_payload_bytes: int = 1_048_576
     reasons: list[str] = field(default_factory=list)
     ready: bool = True
     sink: Callable[[dict[str, object]], None] | None = None

@@ -116,7 +116,7 @@ async def left_behind(pooled: str) -> list[dict[str, Any]]:
 async def busy(pooled: str, connection: asyncpg.Connection, **settings: Any) -> None:
     """A worker's life through the pooler: idle, executing for many heartbeats and pings, and at its end."""
     worker = Worker(
-        pooled, poll_interval_s=0.1, lease_s=1.5, heartbeat_interval_s=0.3, presence_ping_s=0.1, concurrency=20, **settings
+        pooled, poll_interval_s=0.1, lease_s=3, heartbeat_interval_s=0.3, presence_ping_s=0.1, concurrency=20, **settings
     )
     go_on = asyncio.Event()
 
@@ -210,7 +210,7 @@ async def test_with_a_direct_listen_dsn_a_worker_works_in_full(dsn, pooled, conn
 
 
 async def test_a_worker_behind_the_pooler_keeps_its_runs_beside_a_leader(dsn, pooled, connection, impatient):
-    worker = Worker(pooled, poll_interval_s=0.1, lease_s=3, heartbeat_interval_s=0.5, presence_ping_s=0.1, presumed_dead_s=7)
+    worker = Worker(pooled, poll_interval_s=0.1, lease_s=3, heartbeat_interval_s=0.3, presence_ping_s=0.1, presumed_dead_s=7)
     go_on = asyncio.Event()
 
     @worker.handler("a")

@@ -23,6 +23,7 @@ def test_command_line_before_environment_before_keyword(monkeypatch):
         ({"concurrency": 0}, "concurrency"),
         ({"poll_interval_s": -1}, "poll_interval_s"),
         ({"lease_s": 44}, "three times heartbeat_interval_s"),
+        ({"lease_s": 3, "heartbeat_interval_s": 1}, "lease_s=3 must be above 4.22"),
         ({"lease_s": float("nan")}, "lease_s"),
         ({"presumed_dead_s": 9}, "presumed_dead_s=9 must be above 9"),
         ({"schema": "No Such"}, "schema"),

@@ -3,9 +3,11 @@
 import asyncio
 import codecs
 import re
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from notifyworker import payload as payloads
 from notifyworker.http.problem import Handler, Problem
@@ -15,12 +17,18 @@ SMALL_BYTES = 65_536  # taken apart on the event loop; a larger one in a thread,
 _FIELD = re.compile(r"(?:a key of )?\$\.(\w{1,200})")
 
 
-@web.middleware
-async def bodies(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Read the body before anything is done. aiohttp itself would wait for ever for one that does not come."""
-    if request.method not in {"GET", "HEAD"} and request.can_read_body:
-        await _read(request)
-    return await handler(request)
+def bodies(limit_bytes: Callable[[], int]) -> Middleware:
+    """Read each body before anything is done. aiohttp itself would wait for ever for one that does not come."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method in {"GET", "HEAD"} or not request.can_read_body:
+            return await handler(request)
+        limited = request.clone(client_max_size=limit_bytes())  # the fleet's limit, which is known once connected
+        await _read(limited)
+        return await handler(limited)
+
+    return middleware
 
 
 async def _read(request: web.Request) -> None:

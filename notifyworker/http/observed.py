@@ -35,6 +35,10 @@ class Observed(Protocol):
     def reaper_interval_s(self) -> float:
         """How often the reaper passes, as the database says it."""
 
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest payload that the database takes."""
+
     def health(self) -> list[str]:
         """Why it does not do its job; nothing if it does."""
 

@@ -75,8 +75,7 @@ class Sidecar:
     def _application(self) -> web.Application:
         guard = Guard(self._token, self._settings.host)
         application = web.Application(
-            middlewares=[problems, guard.middleware, bodies],
-            client_max_size=self._settings.max_payload_bytes + _ROOM_BYTES,
+            middlewares=[problems, guard.middleware, bodies(lambda: self._worker.max_payload_bytes + _ROOM_BYTES)],
         )
         application.on_response_prepare.append(secure)
         application.add_routes(Routes(self._worker, self._pool, self._events, guard).table())
