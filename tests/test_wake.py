@@ -180,9 +180,13 @@ async def test_the_leader_keeps_the_live_table_small(make_worker, connection):
         await connection.execute("INSERT INTO notifyworker.runs (kind) SELECT 'a' FROM generate_series(1, 8000)")
         await eventually(lambda: is_empty(connection), 30)
         await eventually(lambda: _vacuumed(connection), 20)
+        vacuum = worker._conductor.vacuum
+        await eventually(lambda: vacuum._dead_rows < 5000)
+        assert not vacuum.is_held_up
 
 
 async def _vacuumed(conn: asyncpg.Connection) -> bool:
+    await insert(conn, "a")  # PostgreSQL 14 counts what a session did when that session does something more
     query = "SELECT vacuum_count > 0 FROM pg_stat_user_tables WHERE relid = 'notifyworker.runs'::regclass"
     return await conn.fetchval(query)
 
