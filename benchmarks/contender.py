@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 HERE = Path(__file__).parent
-PEERS_PYTHON = HERE / ".venv/bin/python"
 NODE_MODULES = HERE / "contenders/node_modules"
 
 Scenario = Literal["drain", "pickup", "load", "inserts"]
@@ -40,7 +39,8 @@ class Contender:
 
     `unsettled` asks whether anything is left to do: a query whose first column is false or 0 when nothing is, or
     Redis commands whose integers add up to 0. `takes` are the scenarios that it takes part in, `rates` the inserts a
-    second at which its pickup under load is measured, `processes` how many worker processes a drain has.
+    second at which its pickup under load is measured, `processes` how many worker processes a drain has, `at_most` how many
+    runs are put in its queue where that takes long, one by one.
     """
 
     name: str
@@ -56,7 +56,13 @@ class Contender:
     takes: tuple[Scenario, ...] = ("drain", "pickup")
     rates: tuple[int, ...] = ()
     processes: int = 1
+    at_most: int | None = None
+    venv: str = ".venv"
     environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def _python(self) -> Path:
+        return HERE / self.venv / "bin/python"
 
     def missing(self) -> str | None:
         """What this machine lacks to run it, for people; None if nothing."""
@@ -67,7 +73,7 @@ class Contender:
                 return "node and npm"
             if not (NODE_MODULES / str(self.package)).is_dir():
                 return "its node modules: make bench"
-        if self.runtime == "peers" and not PEERS_PYTHON.exists():
+        if self.runtime == "peers" and not self._python.exists():
             return "the peers' venv: make bench"
         return None
 
@@ -79,7 +85,7 @@ class Contender:
             return str(json.loads((NODE_MODULES / self.package / "package.json").read_text())["version"])
         if self.runtime == "ours":
             return metadata.version(self.package)
-        for path in PEERS_PYTHON.parent.parent.glob(f"lib/*/site-packages/{self.package.replace('-', '_')}-*.dist-info"):
+        for path in self._python.parent.parent.glob(f"lib/*/site-packages/{self.package.replace('-', '_')}-*.dist-info"):
             return path.name.removesuffix(".dist-info").rsplit("-", 1)[1]
         return ""
 
@@ -87,7 +93,7 @@ class Contender:
         """Argument vector of this contender's process."""
         if self.runtime == "node":
             return ["node", str(HERE / "contenders" / f"{self.module}.mjs"), verb]
-        python = sys.executable if self.runtime == "ours" else str(PEERS_PYTHON)
+        python = sys.executable if self.runtime == "ours" else str(self._python)
         return [python, "-m", "benchmarks.protocol", self.module, verb]
 
 

@@ -51,6 +51,6 @@ class Column:
 
 def everything() -> dict[str, ModuleType]:
     """All scenarios by name, in the order in which they run."""
-    from benchmarks.scenarios import drain, pickup
+    from benchmarks.scenarios import drain, load, pickup
 
-    return {module.NAME: module for module in (drain, pickup)}
+    return {module.NAME: module for module in (drain, pickup, load)}

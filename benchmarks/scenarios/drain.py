@@ -32,32 +32,33 @@ def cases(contenders: list[Contender], _options: Options) -> list[Case]:
 
 
 def run(lab: Lab, case: Case, options: Options) -> dict[str, float]:
+    n = min(options.n, case.contender.at_most or options.n)
     with lab.turn(case.contender) as turn:
         turn.run("prepare", 60)
-        turn.run("fill", 180, count=options.n)
+        turn.run("fill", 180, count=n)
         if case.contender.broker == "postgres":
             lab.execute("VACUUM (ANALYZE)", turn.database)
         lab.execute("CHECKPOINT")
-        workers = [turn.start("work", count=options.n) for _ in range(case.contender.processes)]
-        figures = _watch(turn, workers, options)
+        workers = [turn.start("work", count=n) for _ in range(case.contender.processes)]
+        figures = _watch(turn, workers, n, options.window_s)
         turn.stop(workers)
     return figures | {"trouble": turn.trouble}
 
 
-def _watch(turn: Turn, workers: "list[subprocess.Popen[bytes]]", options: Options) -> dict[str, float]:
+def _watch(turn: Turn, workers: "list[subprocess.Popen[bytes]]", n: int, window_s: float) -> dict[str, float]:
     begin = _first_run(turn, workers)
     last, changed = 0, time.monotonic()
     while True:
         count, now = turn.tallies.count(), time.monotonic()
         if count != last:
             last, changed = count, now
-        if (count >= options.n or now - changed > STANDING_S) and not turn.unsettled():
+        if (count >= n or now - changed > STANDING_S) and not turn.unsettled():
             end = changed if now - changed > STANDING_S else time.monotonic()
-            if count < 0.99 * options.n:  # a tally kept by threads may miss a few
-                message = f"settled, but {count} of {options.n} were executed"
+            if count < 0.99 * n:  # a tally kept by threads may miss a few
+                message = f"settled, but {count} of {n} were executed"
                 raise TurnError(message)
-            return _figures(options.n, end - begin)
-        if now - begin > options.window_s:
+            return _figures(n, end - begin)
+        if now - begin > window_s:
             return _figures(count, now - begin)
         turn.check(workers)
         time.sleep(POLL_S)
@@ -67,7 +68,8 @@ def _first_run(turn: Turn, workers: "list[subprocess.Popen[bytes]]") -> float:
     deadline = time.monotonic() + FIRST_RUN_S
     while not (first := turn.tallies.first_ns()):
         if time.monotonic() > deadline:
-            turn.finish(workers[0], 0.1)
+            message = f"no run was executed within {FIRST_RUN_S:g} s"
+            raise TurnError(message)
         turn.check(workers)
         time.sleep(POLL_S)
     return first / 1e9
