@@ -39,12 +39,13 @@ def run(
     rounds: Annotated[int, Parameter(help="Rounds; medians are told.")] = Options.rounds,
     inserts: Annotated[int, Parameter(help="Lone inserts of a pickup.")] = Options.inserts,
     seconds: Annotated[float, Parameter(help="How long a load lasts.")] = Options.seconds,
+    clients: Annotated[str, Parameter(help="How many clients insert, comma-separated.")] = "1,8,32,64",
     save: Annotated[
         bool, Parameter(help="Keep as benchmarks/results, for docs/performance.md; else in results/partial.")
     ] = False,
 ) -> None:
     """Run scenarios."""
-    options = Options(n=n, rounds=rounds, inserts=inserts, seconds=seconds)
+    options = Options(n=n, rounds=rounds, inserts=inserts, seconds=seconds, clients=tuple(map(int, _names(clients))))
     chosen = _chosen(contenders)
     scenarios = everything()
     if unknown := set(_names(only)) - set(scenarios):
@@ -87,6 +88,7 @@ def _measured(lab: Lab, scenario: ModuleType, contenders: list[Contender], optio
     return {
         "scenario": scenario.NAME,
         "title": scenario.TITLE,
+        "base": scenario.BASE,
         "columns": [asdict(column) for column in scenario.COLUMNS],
         "conditions": _conditions(lab, options),
         "lines": lines,
@@ -114,7 +116,7 @@ def _line(case: Case, rounds: list[dict[str, float]], error: str | None) -> dict
 
 
 def _compare(lines: list[dict[str, Any]], scenario: ModuleType) -> None:
-    """Put ratios of the first figure in each line: to the floor, and what we are of it; above 1 is better."""
+    """Put ratios of the first figure in each line: of it to the base, and of us to it; above 1 is better."""
     column = scenario.COLUMNS[0]
 
     def value(name: str, variant: str) -> float | None:
@@ -127,9 +129,9 @@ def _compare(lines: list[dict[str, Any]], scenario: ModuleType) -> None:
         if "figures" not in line:
             continue
         own = line["figures"][column.key]["median"]
-        for key, base in (("to_floor", value("floor", line["variant"])), ("us_to_it", value("us", line["variant"]))):
+        for key, base in (("to_base", value(scenario.BASE, line["variant"])), ("us_to_it", value("us", line["variant"]))):
             if base and own:
-                better = own / base if (key == "to_floor") == column.higher_is_better else base / own
+                better = own / base if (key == "to_base") == column.higher_is_better else base / own
                 line[key] = better
 
 

@@ -13,7 +13,7 @@ def shown(document: dict[str, Any], console: Console) -> None:
     for column in document["columns"]:
         table.add_column(column["heading"], justify="right")
     table.add_column("rounds", justify="right", no_wrap=True)
-    table.add_column("to floor", justify="right")
+    table.add_column(f"to {document['base']}", justify="right")
     table.add_column("us to it", justify="right")
     for line in document["lines"]:
         table.add_row(*cells(document, line))
@@ -34,7 +34,7 @@ def cells(document: dict[str, Any], line: dict[str, Any]) -> list[str]:
     note = f" (some rounds: {line['error']})" if "error" in line else ""
     if figures.get("trouble", {}).get("max"):
         note += f" ({figures['trouble']['max']:.0f} deadlocks or serialization failures)"
-    return [line["title"] + note, *values, between, *(_ratio(line.get(base)) for base in ("to_floor", "us_to_it"))]
+    return [line["title"] + note, *values, between, *(_ratio(line.get(base)) for base in ("to_base", "us_to_it"))]
 
 
 def _ratio(value: float | None) -> str:

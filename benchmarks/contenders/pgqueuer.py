@@ -66,9 +66,7 @@ async def worker(env: Env, on_run: OnRun) -> AsyncIterator[None]:
             async def bench(job) -> None:  # noqa: ANN001
                 on_run(int(job.payload))
 
-        running = [
-            asyncio.ensure_future(c.run(batch_size=BATCH, dequeue_timeout=timedelta(seconds=10))) for c in consumers
-        ]
+        running = [asyncio.ensure_future(c.run(batch_size=BATCH, dequeue_timeout=timedelta(seconds=10))) for c in consumers]
         try:
             yield
         finally:

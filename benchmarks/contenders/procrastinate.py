@@ -55,9 +55,7 @@ async def fill(env: Env) -> None:
 async def worker(env: Env, on_run: OnRun) -> AsyncIterator[None]:
     async with _app(env, on_run) as (app, _task):
         running = asyncio.ensure_future(
-            app.run_worker_async(
-                queues=["bench"], concurrency=CONCURRENCY, delete_jobs="always", install_signal_handlers=False
-            )
+            app.run_worker_async(queues=["bench"], concurrency=CONCURRENCY, delete_jobs="always", install_signal_handlers=False)
         )
         try:
             yield

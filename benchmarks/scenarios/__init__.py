@@ -3,6 +3,7 @@ What is measured. A scenario is a module with
 
     NAME, TITLE                          as on the command line, and as in the tables
     COLUMNS                              key, heading, and format of each figure; the first is the one that ratios are of
+    BASE                                 name of the contender that all are compared to
     cases(contenders, options)           what is run once a round: a list of Case
     run(lab, case, options)              one turn: its figures by key; raises TurnError
 
@@ -23,6 +24,7 @@ class Options:
     rounds: int = 3
     inserts: int = 300
     seconds: float = 8.0
+    clients: tuple[int, ...] = (1, 8, 32, 64)
     window_s: float = 20.0
 
 
@@ -51,6 +53,6 @@ class Column:
 
 def everything() -> dict[str, ModuleType]:
     """All scenarios by name, in the order in which they run."""
-    from benchmarks.scenarios import drain, load, pickup
+    from benchmarks.scenarios import drain, inserts, load, pickup
 
-    return {module.NAME: module for module in (drain, pickup, load)}
+    return {module.NAME: module for module in (drain, pickup, load, inserts)}

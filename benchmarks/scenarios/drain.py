@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NAME = "drain"
 TITLE = "Drain: no-op runs a second, one worker process unless told"
+BASE = "floor"
 COLUMNS = (
     Column("runs_per_s", "runs/s"),
     Column("executed", "executed"),

@@ -15,6 +15,7 @@ from benchmarks.scenarios.pickup import spread
 
 NAME = "load"
 TITLE = "Pickup while inserts arrive: insert call to handler, ms"
+BASE = "floor"
 COLUMNS = (
     Column("p50_ms", "p50", 2, higher_is_better=False),
     Column("p99_ms", "p99", 2, higher_is_better=False),
@@ -42,10 +43,10 @@ def run(lab: Lab, case: Case, options: Options) -> dict[str, float]:
         turn.run("fill", 60, count=1)  # whose execution says that the worker is up
         lab.execute("CHECKPOINT")
         worker = turn.start("work")
-        _until(turn, 1, READY_S)
+        until(turn, 1, READY_S)
         turn.check([worker])
         said = turn.run("produce", options.seconds + 30, rate=case.parameters["rate"], seconds=options.seconds)
-        picked = _until(turn, 1 + said["inserts"], CATCH_UP_S)
+        picked = until(turn, 1 + said["inserts"], CATCH_UP_S)
         turn.check([worker])
         time.sleep(0.05)  # a contender without shared memory writes its latencies every 10 ms
         latencies = turn.tallies.latencies_ms()
@@ -56,7 +57,7 @@ def run(lab: Lab, case: Case, options: Options) -> dict[str, float]:
     return spread(latencies) | {"inserts_per_s": said["inserts_per_s"], "left": 1 + said["inserts"] - picked}
 
 
-def _until(turn: Turn, count: int, seconds: float) -> int:
+def until(turn: Turn, count: int, seconds: float) -> int:
     deadline = time.monotonic() + seconds
     while (executed := turn.tallies.count()) < count and time.monotonic() < deadline:
         time.sleep(0.02)

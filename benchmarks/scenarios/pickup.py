@@ -11,6 +11,7 @@ from benchmarks.scenarios import Case, Column, Options
 
 NAME = "pickup"
 TITLE = "Pickup of a lone insert, idle worker: insert call to handler, ms"
+BASE = "floor"
 COLUMNS = (
     Column("p50_ms", "p50", 2, higher_is_better=False),
     Column("p99_ms", "p99", 2, higher_is_better=False),
