@@ -209,6 +209,7 @@ class Turn:
         self.tallies = Tallies(directory)
         self.trouble = 0  # deadlocks and serialization failures in the server's log, known after the turn
         self._processes: list[tuple[subprocess.Popen[bytes], Path]] = []
+        self._owned: list[subprocess.Popen[str]] = []
 
     def start(self, verb: str, **options: object) -> "subprocess.Popen[bytes]":
         """Start the contender's process for a verb of the protocol."""
@@ -271,8 +272,13 @@ class Turn:
             return bool(self.lab.execute(question, self.database))
         return sum(self.lab.redis_command(*words) for words in question) > 0
 
+    def own(self, process: "subprocess.Popen[str]") -> "subprocess.Popen[str]":
+        """Take care of the end of a process that is not the contender's."""
+        self._owned.append(process)
+        return process
+
     def end_all(self) -> None:
-        for process, _output in self._processes:
+        for process in [*(started for started, _output in self._processes), *self._owned]:
             _end(process)
 
     def _output(self, process: "subprocess.Popen[bytes]", suffix: str) -> str:
@@ -286,7 +292,7 @@ class Turn:
         return f": {lines[-1][:300]}" if lines else ""
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[Any]") -> None:
     """End a process and those that it started: it leads a session of its own."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -46,7 +46,7 @@ async def prepare(env: Env) -> None:
 
 
 async def fill(env: Env) -> None:
-    async with _app(env) as (_app_, task):
+    async with _app(env) as (_, task):
         for begin in range(0, env.count, 5000):
             await task.batch_defer_async(*({"t": 0} for _ in range(min(5000, env.count - begin))))
 
@@ -66,7 +66,7 @@ async def worker(env: Env, on_run: OnRun) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def producer(env: Env) -> AsyncIterator[Insert]:
-    async with _app(env) as (_app_, task):
+    async with _app(env) as (_, task):
 
         async def insert(stamp: int) -> None:
             await task.defer_async(t=stamp)

@@ -24,6 +24,7 @@ COLUMNS = (
     Column("left", "not picked up", 0, higher_is_better=False),
 )
 READY_S = 30.0
+SETTLE_S = 4.0  # a worker may have things to do after its start, such as to become the leader
 CATCH_UP_S = 5.0
 
 
@@ -45,6 +46,7 @@ def run(lab: Lab, case: Case, options: Options) -> dict[str, float]:
         worker = turn.start("work")
         until(turn, 1, READY_S)
         turn.check([worker])
+        time.sleep(SETTLE_S)
         said = turn.run("produce", options.seconds + 30, rate=case.parameters["rate"], seconds=options.seconds)
         picked = until(turn, 1 + said["inserts"], CATCH_UP_S)
         turn.check([worker])
