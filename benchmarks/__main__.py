@@ -14,12 +14,13 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from benchmarks import figures, table
+from benchmarks import docs, figures, table
 from benchmarks.contender import HERE, Contender, everyone
 from benchmarks.lab import POSTGRES, REDIS, Lab, TurnError
 from benchmarks.scenarios import Case, Options, everything
 
 RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs/performance.md"
 app = App(
     name="benchmarks", help="Measure notifyworker beside its peers, on PostgreSQL 18 with fsync on.", help_format="plaintext"
 )
@@ -58,6 +59,34 @@ def run(
                 table.shown(document, console)
 
 
+@app.command
+def report() -> None:
+    """Draw the pictures, and write docs/performance.md, from what is in benchmarks/results."""
+    from benchmarks.pictures import draw
+
+    documents = _documents()
+    for path in draw(documents, RESULTS):
+        console.print(f"drew {path.relative_to(HERE.parent)}")
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(docs.written(documents))
+    console.print(f"wrote {PAGE.relative_to(HERE.parent)}")
+
+
+@app.command
+def check() -> int:
+    """Tell whether docs/performance.md is what benchmarks/results say. Exit code 1 if not."""
+    same = docs.check(PAGE, _documents())
+    console.print("docs/performance.md and benchmarks/results agree" if same else "they differ: python -m benchmarks report")
+    return 0 if same else 1
+
+
+def _documents() -> dict[str, dict[str, Any]]:
+    found = {name: figures.load(path) for name in everything() if (path := RESULTS / f"{name}.json").exists()}
+    if not found:
+        sys.exit("there are no results yet: make bench")
+    return found
+
+
 def _chosen(wanted: str) -> list[Contender]:
     known = everyone()
     names = _names(wanted)
@@ -88,6 +117,8 @@ def _measured(lab: Lab, scenario: ModuleType, contenders: list[Contender], optio
     return {
         "scenario": scenario.NAME,
         "title": scenario.TITLE,
+        "how": (scenario.__doc__ or "").strip(),
+        "picture": True,
         "base": scenario.BASE,
         "columns": [asdict(column) for column in scenario.COLUMNS],
         "conditions": _conditions(lab, options),
@@ -102,6 +133,8 @@ def _line(case: Case, rounds: list[dict[str, float]], error: str | None) -> dict
         "contender": contender.name,
         "variant": case.variant,
         "title": " ".join(filter(None, [contender.title, contender.version(), case.variant])),
+        "contender_title": contender.title,
+        "broker": contender.broker,
         "settings": contender.settings,
         "durability": contender.durability,
         "measured": contender.measured,
@@ -174,4 +207,4 @@ def _version(package: str) -> str | None:
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(app())

@@ -4,6 +4,7 @@ The laboratory: one PostgreSQL 18 and one Redis on 127.0.0.1, a database a turn,
 fsync is on. The configuration below holds for everyone; what is not named has PostgreSQL's default.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -89,9 +90,12 @@ class Lab:
         return binaries(copies=self.directory / "programs") / name
 
     def versions(self) -> dict[str, str]:
-        found = {"postgres": _first_line([str(self.program("postgres")), "--version"])}
+        found = {"postgres_version": _first_line(str(self.program("postgres")), "--version")}
         if shutil.which("redis-server"):
-            found["redis"] = _first_line(["redis-server", "--version"])
+            words = _first_line("redis-server", "--version").split()
+            found["redis_version"] = "Redis " + next(word.removeprefix("v=") for word in words if word.startswith("v="))
+        if shutil.which("node"):
+            found["node"] = _first_line("node", "--version").removeprefix("v")
         return found
 
     @contextlib.contextmanager
@@ -115,17 +119,9 @@ class Lab:
             shutil.rmtree(directory, ignore_errors=True)
 
     def execute(self, statement: str, database: str = "postgres") -> Any:
-        """Run one statement, return its first value."""
-        import asyncio
-
-        async def executed() -> Any:
-            conn = await asyncpg.connect(self.dsn(database), timeout=30)
-            try:
-                return await conn.fetchval(statement, timeout=120)
-            finally:
-                await conn.close()
-
-        return asyncio.run(executed())
+        """Run one statement on a connection of its own, return its first value."""
+        with Asking(self.dsn(database)) as asking:
+            return asking.value(statement)
 
     def redis_command(self, *words: str) -> int:
         """Send one command, return its integer (0 for OK)."""
@@ -198,6 +194,25 @@ class Lab:
                 return
 
 
+class Asking:
+    """A connection for those who are not asynchronous."""
+
+    def __init__(self, dsn: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._conn: asyncpg.Connection = self._loop.run_until_complete(asyncpg.connect(dsn, timeout=30))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._loop.run_until_complete(self._conn.close())
+        self._loop.close()
+
+    def value(self, statement: str) -> Any:
+        """Run one statement, return its first value."""
+        return self._loop.run_until_complete(self._conn.fetchval(statement, timeout=120))
+
+
 class Turn:
     """One contender's turn: its database, its processes, its tallies."""
 
@@ -210,6 +225,7 @@ class Turn:
         self.trouble = 0  # deadlocks and serialization failures in the server's log, known after the turn
         self._processes: list[tuple[subprocess.Popen[bytes], Path]] = []
         self._owned: list[subprocess.Popen[str]] = []
+        self._asking: Asking | None = None
 
     def start(self, verb: str, **options: object) -> "subprocess.Popen[bytes]":
         """Start the contender's process for a verb of the protocol."""
@@ -269,7 +285,9 @@ class Turn:
         """Whether anything is left to be executed or settled."""
         question = self.contender.unsettled
         if isinstance(question, str):
-            return bool(self.lab.execute(question, self.database))
+            if self._asking is None:
+                self._asking = Asking(self.lab.dsn(self.database))
+            return bool(self._asking.value(question))
         return sum(self.lab.redis_command(*words) for words in question) > 0
 
     def own(self, process: "subprocess.Popen[str]") -> "subprocess.Popen[str]":
@@ -278,6 +296,9 @@ class Turn:
         return process
 
     def end_all(self) -> None:
+        if self._asking is not None:
+            self._asking.__exit__()
+            self._asking = None
         for process in [*(started for started, _output in self._processes), *self._owned]:
             _end(process)
 
@@ -305,5 +326,5 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _first_line(command: list[str]) -> str:
+def _first_line(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]

@@ -40,6 +40,7 @@ def run(lab: Lab, case: Case, options: Options) -> dict[str, float]:
         if case.contender.broker == "postgres":
             lab.execute("VACUUM (ANALYZE)", turn.database)
         lab.execute("CHECKPOINT")
+        turn.unsettled()  # what it needs for its question is made before the clock starts
         workers = [turn.start("work", count=n) for _ in range(case.contender.processes)]
         figures = _watch(turn, workers, n, options.window_s)
         turn.stop(workers)
