@@ -4,6 +4,7 @@ import datetime as dt
 import os
 import platform
 import random
+import signal
 import sys
 from dataclasses import asdict
 from importlib import metadata
@@ -51,6 +52,7 @@ def run(
     scenarios = everything()
     if unknown := set(_names(only)) - set(scenarios):
         sys.exit(f"no such scenario: {', '.join(sorted(unknown))}; there are {', '.join(scenarios)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the laboratory is cleared up then, too
     with Lab() as lab:
         for name, scenario in scenarios.items():
             if not only or name in _names(only):

@@ -73,7 +73,7 @@ class Contender:
                 return "node and npm"
             if not (NODE_MODULES / str(self.package)).is_dir():
                 return "its node modules: make bench"
-        if self.runtime == "peers" and not self._python.exists():
+        if self.runtime == "peers" and not self._distributions():
             return "the peers' venv: make bench"
         return None
 
@@ -85,9 +85,12 @@ class Contender:
             return str(json.loads((NODE_MODULES / self.package / "package.json").read_text())["version"])
         if self.runtime == "ours":
             return metadata.version(self.package)
-        for path in self._python.parent.parent.glob(f"lib/*/site-packages/{self.package.replace('-', '_')}-*.dist-info"):
-            return path.name.removesuffix(".dist-info").rsplit("-", 1)[1]
-        return ""
+        return self._distributions()[0].name.removesuffix(".dist-info").rsplit("-", 1)[1]
+
+    def _distributions(self) -> list[Path]:
+        """Where its venv, which is not ours, says what is installed."""
+        name = str(self.package).replace("-", "_")
+        return list(self._python.parent.parent.glob(f"lib/*/site-packages/{name}-*.dist-info"))
 
     def command(self, verb: str) -> list[str]:
         """Argument vector of this contender's process."""
