@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types check clean
+.PHONY: help demo test lint types check bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,27 @@ types: $(STAMP)  ## mypy --strict
 	$(VENV)/bin/mypy
 
 check: lint types test  ## all of it, as CI does
+
+# A venv of its own for benchmarks: ours as locked, and the peers. arq has another; Node peers need node and npm.
+BENCH := benchmarks/.venv
+BENCH_PIP := -m pip install --quiet --disable-pip-version-check
+BENCH_NODE := benchmarks/contenders
+
+$(BENCH)/.installed: pyproject.toml requirements-dev.txt $(wildcard benchmarks/requirements-*.txt)
+	python3 -m venv $(BENCH)
+	$(BENCH)/bin/python $(BENCH_PIP) --require-hashes -r requirements-dev.txt
+	$(BENCH)/bin/python $(BENCH_PIP) --no-deps --no-build-isolation --editable .
+	-$(BENCH)/bin/python $(BENCH_PIP) -r benchmarks/requirements-peers.txt
+	-python3 -m venv $(BENCH)-arq && $(BENCH)-arq/bin/python $(BENCH_PIP) -r benchmarks/requirements-arq.txt
+	touch $@
+
+$(BENCH_NODE)/node_modules/.installed: $(BENCH_NODE)/package.json $(BENCH_NODE)/package-lock.json
+	-if command -v npm >/dev/null; then cd $(BENCH_NODE) && npm ci --silent --no-audit --no-fund --ignore-scripts && touch node_modules/.installed; fi
+
+bench: $(BENCH)/.installed $(BENCH_NODE)/node_modules/.installed  ## us beside the peers (ONLY=drain CONTENDERS=floor,us N=100000 ROUNDS=3)
+	$(BENCH)/bin/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(CONTENDERS),--contenders $(CONTENDERS),--save) \
+		$(if $(N),--n $(N)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+	$(if $(CONTENDERS),,$(BENCH)/bin/python -m benchmarks report)
 
 clean:  ## remove what was made here
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
