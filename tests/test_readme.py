@@ -1,6 +1,7 @@
 """The README: what it shows is executed, and what it lists is what there is."""
 
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from servers import eventually
+from test_cli import call
 
 from notifyworker.errors import Code
 from notifyworker.settings import Settings
@@ -21,14 +23,14 @@ def blocks(language: str) -> list[str]:
 
 
 def test_every_block_is_of_a_language_that_is_checked():
-    assert {language for language, _ in BLOCKS} == {"python", "sql", "js", "go"}
+    assert {language for language, _ in BLOCKS} == {"python", "sh", "sql", "js", "go"}
 
 
 async def test_the_handler_executes_what_the_inserts_insert(dsn, connection, monkeypatch):
     monkeypatch.setenv("NOTIFYWORKER_DSN", dsn)
     app = types.ModuleType("readme_app")
     sys.modules["readme_app"] = app
-    handler, producer = blocks("python")
+    handler, host, producer = blocks("python")
     exec(compile(handler, "README.md", "exec"), app.__dict__)
     exec(compile(producer, "README.md", "exec"), app.__dict__)
     async with app.worker:
@@ -38,6 +40,28 @@ async def test_the_handler_executes_what_the_inserts_insert(dsn, connection, mon
         completed = "SELECT count(*) FROM notifyworker.run_history WHERE state = 'completed' AND result ? 'sent_to'"
         await eventually(lambda: _is(connection, completed, 2))
     assert await connection.fetchval("SELECT count(*) FROM notifyworker.runs WHERE run_at > now()") == 1
+
+    exec(compile(host, "README.md", "exec"), app.__dict__)
+    async with app.app.router.lifespan_context(app.app):
+        mailed = await app.mail("7")
+        assert (await app.app.state.client.wait(mailed["run_id"], timeout=10))["result"] == {"sent_to": "e@example.org"}
+
+
+async def test_the_commands_do_what_they_say(empty_dsn):
+    for line in blocks("sh")[0].splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "notifyworker"
+        done = await call(*arguments, env={"NOTIFYWORKER_DSN": empty_dsn})
+        assert done.code == 0, done
+        shown = done
+    assert "pending" in shown.out
+
+
+def test_the_log_events_are_those_of_the_code():
+    (table,) = re.findall(r"^\| event \| level .*?\n\n", README, re.MULTILINE | re.DOTALL)
+    told = {event for row in table.strip().splitlines()[2:] for event in re.findall(r"`([a-z_]+)`", row.split("|")[1])}
+    code = "".join(file.read_text() for file in (Path(__file__).parents[1] / "notifyworker").rglob("*.py"))
+    assert told <= set(re.findall(r"log\.\w+\(\s*\"(\w+)\"", code))
 
 
 async def _is(conn: asyncpg.Connection, query: str, wanted: int) -> bool:
