@@ -94,7 +94,6 @@ class Leader:
                 self._gate = _Gate(await reconnect(self._dsn, schema=self._store.schema, purpose="gate"))
                 self.may_lead = await is_direct(self._gate.connection)
                 if self.may_lead:
-                    await self._query("SELECT set_config('lock_timeout', '50ms', false)")
                     backoff.reset()
                     await self._contend()
                 pause_s = _NO_SESSION_LOCKS_S
@@ -233,8 +232,10 @@ class Leader:
         self.on_dead_rows(look["dead_rows"])
 
     async def _take(self, lock: int) -> bool:
+        # For this statement alone: a NOTIFY waits for a lock too, behind all those that this lock is to put an end to.
+        briefly = "SELECT set_config('lock_timeout', '50ms', true), pg_advisory_lock($1, $2)"
         try:
-            await self._query("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, lock)
+            await self._query(briefly, LOCK_CLASS, lock)
         except asyncpg.LockNotAvailableError:
             return False
         return True

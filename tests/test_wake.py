@@ -259,3 +259,24 @@ async def test_a_fleet_that_was_down_for_long_is_healthy_and_reaps_at_once_when_
             assert worker._conductor.leader.mode == "armed"
             assert worker._conductor.health() == []
     assert "leader_does_not_reap" not in {entry["event"] for entry in logs}
+
+
+async def test_many_producers_at_once_do_not_cost_the_leader_its_locks(dsn, make_worker, connection):
+    worker = make_worker(concurrency=200)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async def produce() -> None:
+        conn = await asyncpg.connect(dsn)
+        for _ in range(60):
+            await conn.execute(INSERT)
+        await conn.close()
+
+    with capture_logs() as logs:
+        async with worker:
+            await eventually(lambda: worker._conductor.leader.mode == "armed")
+            await asyncio.gather(*(produce() for _ in range(40)))
+            await eventually(lambda: is_empty(connection))
+    assert "gate_lost" not in {entry["event"] for entry in logs}
+    assert {"coalesced"} <= {entry["mode"] for entry in logs if entry["event"] == "wake_mode"}
