@@ -5,12 +5,13 @@ from datetime import UTC, datetime
 
 import asyncpg
 import pytest
-from servers import eventually
+from servers import Cluster, eventually
 from structlog.testing import capture_logs
 from test_life import insert, is_empty, settled
 
 from notifyworker import Run, Worker, lanes
 from notifyworker.database import LOCK_CLASS, GateLocks
+from notifyworker.migrate import migrate
 
 
 async def notified(dsn: str, conn: asyncpg.Connection, statement: str) -> bool:
@@ -261,22 +262,29 @@ async def test_a_fleet_that_was_down_for_long_is_healthy_and_reaps_at_once_when_
     assert "leader_does_not_reap" not in {entry["event"] for entry in logs}
 
 
-async def test_many_producers_at_once_do_not_cost_the_leader_its_locks(dsn, make_worker, connection):
-    worker = make_worker(concurrency=200)
+async def test_producers_that_queue_up_to_notify_do_not_cost_the_leader_its_locks():
+    """Commits that notify go one after the other; here each takes a tenth of a second."""
+    async with Cluster(conf="fsync=on\ncommit_delay=100000\ncommit_siblings=0") as cluster:
+        await migrate(cluster.dsn, "notifyworker")
+        worker = Worker(cluster.dsn, poll_interval_s=60, wake_coalesce_per_s=5, concurrency=100)
 
-    @worker.handler("a")
-    async def handle(run: Run) -> None: ...
+        @worker.handler("a")
+        async def handle(run: Run) -> None: ...
 
-    async def produce() -> None:
-        conn = await asyncpg.connect(dsn)
-        for _ in range(60):
-            await conn.execute(INSERT)
+        async def produce() -> None:
+            conn = await asyncpg.connect(cluster.dsn)
+            for _ in range(5):
+                await conn.execute(INSERT)
+            await conn.close()
+
+        conn = await asyncpg.connect(cluster.dsn)
+        with capture_logs() as logs:
+            async with worker:
+                leader = worker._conductor.leader
+                await eventually(lambda: leader.mode == "armed")
+                producers = asyncio.gather(*(produce() for _ in range(8)))
+                await eventually(lambda: leader.mode == "coalesced")
+                await producers
+                await eventually(lambda: is_empty(conn))
         await conn.close()
-
-    with capture_logs() as logs:
-        async with worker:
-            await eventually(lambda: worker._conductor.leader.mode == "armed")
-            await asyncio.gather(*(produce() for _ in range(40)))
-            await eventually(lambda: is_empty(connection))
     assert "gate_lost" not in {entry["event"] for entry in logs}
-    assert {"coalesced"} <= {entry["mode"] for entry in logs if entry["event"] == "wake_mode"}
