@@ -5,6 +5,7 @@ import os
 import platform
 import random
 import signal
+import subprocess
 import sys
 from dataclasses import asdict
 from importlib import metadata
@@ -173,6 +174,7 @@ def _compare(lines: list[dict[str, Any]], scenario: ModuleType) -> None:
 def _conditions(lab: Lab, options: Options) -> dict[str, Any]:
     return {
         "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
         "machine": _machine(),
         "python": platform.python_version(),
         "uvloop": _version("uvloop"),
@@ -182,6 +184,15 @@ def _conditions(lab: Lab, options: Options) -> dict[str, Any]:
         **lab.versions(),
         "options": asdict(options),
     }
+
+
+def _commit() -> str:
+    """Of what is measured as ours, with a mark if the tree differs from it; empty where there is no git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _machine() -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _conditions(conditions: dict[str, Any]) -> str:
     loop = f"uvloop {conditions['uvloop']}" if conditions["uvloop"] else "asyncio's loop"
     asked = ", ".join(f"{name} {value}" for name, value in options.items())
     return (
-        f"*{conditions['date']}; {machine['cores']} cores ({machine['cpu'] or 'unnamed'}), {machine['memory_gib']} GiB, "
+        f"*{conditions['date']}; {'ours at ' + conditions['commit'] + '; ' if conditions.get('commit') else ''}{machine['cores']} cores ({machine['cpu'] or 'unnamed'}), {machine['memory_gib']} GiB, "
         f"{machine['system']}, load {machine['load_before']} before the start; {conditions['postgres_version']}; {settings}; "
         f"Python {conditions['python']}, {loop}, asyncpg {conditions['asyncpg']}"
         f"{'; Node ' + conditions['node'] if conditions.get('node') else ''}"
