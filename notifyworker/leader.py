@@ -55,7 +55,7 @@ class Leader:
         self._heads: dict[Key, UUID] = {}
         # Transactions that insert in silence: when each was first seen, and whether a second time.
         self._silent: dict[str, tuple[datetime, bool]] = {}
-        self._silent_look_at = 0.0
+        self._silent_look_at = self._fleet_look_at = 0.0
         self._clock = time.monotonic
         self.mode: Literal["follower", "arming", "armed", "coalesced"] = "follower"
         #: False behind a pooler, where a session's lock may be any client's.
@@ -120,12 +120,7 @@ class Leader:
         while True:
             await self._tick_until_armed()
             await self._stand_armed()
-            if await self._take(self._locks.coalesced):
-                self._holds_coalesced = True
-                await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.silent)
-                self._holds_silent = False
-                self._set_mode("coalesced")
-                await self._notify("coalesced")
+            if await self._coalesce():
                 await self._tick_until_quiet()
 
     async def _stand_armed(self) -> None:
@@ -137,26 +132,40 @@ class Leader:
             if await is_set_within(self._burst, LOOK_S):
                 return
 
+    async def _coalesce(self) -> bool:
+        """Take C and let M go: from now on inserts stay silent. False if somebody else holds C."""
+        if not await self._take(self._locks.coalesced):
+            return False
+        self._holds_coalesced = True
+        if self._holds_silent:
+            await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.silent)
+            self._holds_silent = False
+        self._set_mode("coalesced")
+        await self._notify("coalesced")
+        return True
+
     async def _tick_until_quiet(self) -> None:
         quiet = 0
-        loop = asyncio.get_running_loop()
-        fleet_look_at = loop.time()
         while quiet < _QUIET_TICKS:
-            quiet = 0 if await self._look_and_wake() else quiet + 1
-            if loop.time() >= fleet_look_at:
-                fleet_look_at = loop.time() + LOOK_S
-                self._heads = {}  # as when arming: a locked head must not hide what is behind it for longer
-                await self._look_at_fleet()
+            quiet = 0 if await self._tick() else quiet + 1
             await asyncio.sleep(self._tick_s)
 
     async def _tick_until_armed(self) -> None:
-        """Get M; until then go on looking, since inserts that stayed silent may be about to commit."""
+        """
+        Get M; until then go on looking, since inserts that stayed silent may be about to commit.
+
+        Who comes to lead in the middle of a rush never gets M, which inserts hold all the time: it coalesces first.
+        """
         pause_s = self._tick_s
+        coalesce_at = 0.0
         # A session's locks are counted: taken twice, it would not be let go by one unlock.
         while not (
             self._holds_silent or await self._query("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, self._locks.silent)
         ):
-            if await self._look_and_wake():
+            if not self._holds_coalesced and self._clock() >= coalesce_at:
+                coalesce_at = self._clock() + LOOK_S
+                await self._coalesce()
+            if await self._tick():
                 pause_s = self._tick_s
             await asyncio.sleep(pause_s)
             pause_s = min(_SLOWEST_TICK_S, pause_s * 1.5)
@@ -166,6 +175,14 @@ class Leader:
             self._holds_coalesced = False
         await self._look_and_wake(is_last=True)
         await self._notify("armed")
+
+    async def _tick(self) -> bool:
+        """One look of a leader that is not armed; when it is time, also at the fleet."""
+        is_new = await self._look_and_wake()
+        if self._clock() >= self._fleet_look_at:
+            self._heads = {}  # as when arming: a locked head must not hide what is behind it for longer
+            await self._look_at_fleet()
+        return is_new
 
     async def _look_and_wake(self, *, is_last: bool = False) -> bool:
         """
@@ -222,6 +239,7 @@ class Leader:
         await self._notify(f"at:{moment.timestamp():.6f}")
 
     async def _look_at_fleet(self) -> None:
+        self._fleet_look_at = self._clock() + LOOK_S
         look = await self._store.absent(self._opened())
         self.queue_usage = look["queue_usage"]
         self._metrics.queue_usage.set(self.queue_usage)
@@ -233,7 +251,8 @@ class Leader:
 
     async def _take(self, lock: int) -> bool:
         # For this statement alone: a NOTIFY waits for a lock too, behind all those that this lock is to put an end to.
-        briefly = "SELECT set_config('lock_timeout', '50ms', true), pg_advisory_lock($1, $2)"
+        # Longer than what notifies in a rush takes to commit, and short, since it holds back vacuum meanwhile.
+        briefly = "SELECT set_config('lock_timeout', '500ms', true), pg_advisory_lock($1, $2)"
         try:
             await self._query(briefly, LOCK_CLASS, lock)
         except asyncpg.LockNotAvailableError:

@@ -17,6 +17,7 @@ DEAD_ROWS = 10_000
 _SHARE = 0.1  # of the time, at most: over a million waiting runs a vacuum reads large indexes
 _LEAST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _COUNTED_S = 0.8  # PostgreSQL 14 shows what a vacuum freed up to half a second later
+_IN_VAIN = 3  # vacuums in a row: one alone may be followed by as many dead rows as it freed
 LONGEST_VACUUM_S = 600
 
 
@@ -30,9 +31,10 @@ class Vacuum:
         self._dead_rows = 0
         self._is_wanted = asyncio.Event()
         self._is_told = False
+        self._in_vain = 0
         #: Whether this worker may vacuum; None: not yet asked.
         self.is_allowed: bool | None = None
-        #: Whether the last vacuum freed next to nothing: somebody holds an old snapshot.
+        #: Whether the last vacuums freed next to nothing: somebody holds an old snapshot.
         self.is_held_up = False
 
     def saw(self, dead_rows: int) -> None:
@@ -67,7 +69,8 @@ class Vacuum:
         await asyncio.sleep(_COUNTED_S)
         left = await self._store.dead_rows(self._link)
         self._metrics.vacuums.inc()
-        self.is_held_up = left > before * 0.9
+        self._in_vain = self._in_vain + 1 if left > before * 0.9 else 0
+        self.is_held_up = self._in_vain >= _IN_VAIN
         if self.is_held_up and not self._is_told:
             log.warning("vacuum_frees_nothing", dead_rows=left, hint="a session holds an old snapshot; claims go on from marks")
         self._is_told = self.is_held_up
