@@ -7,7 +7,7 @@ them is lost during a look.
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from notifyworker.database import DatabaseError, Link, brief, is_refusal
@@ -154,12 +154,11 @@ class Claims:
         return self.more
 
     def _note_marks(self, runs: list[Run]) -> None:
-        last: dict[Key, datetime] = {}
+        last: dict[Key, float] = {}
         for run in runs:
-            assert run.run_at is not None
-            last[run.kind, run.project_id, -run.priority] = run.run_at  # a lane's runs come in the order of run_at
-        for key, run_at in last.items():
-            self._lanes.found(key, run_at)
+            last[run.kind, run.project_id, -run.priority] = run.due_at_s  # a lane's runs come in the order of run_at
+        for key, due_at_s in last.items():
+            self._lanes.found(key, datetime.fromtimestamp(due_at_s, UTC))
 
     def _failed(self, error: BaseException) -> None:
         now = self._clock()
@@ -179,6 +178,5 @@ class Claims:
             await is_set_within(self.wake, left_s)
 
 
-def _turn(run: Run) -> tuple[int, datetime, UUID]:
-    assert run.run_at is not None
-    return -run.priority, run.run_at, run.run_id
+def _turn(run: Run) -> tuple[int, float, UUID]:
+    return -run.priority, run.due_at_s, run.run_id

@@ -8,7 +8,6 @@ The vocabulary: what a run is, which states it goes through, and how an attempt 
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 from uuid import UUID
@@ -100,6 +99,7 @@ class Run:
         "_payload",
         "attempt",
         "cancelled",
+        "due_at_s",
         "expired",
         "is_shadow",
         "kind",
@@ -107,7 +107,6 @@ class Run:
         "max_attempts",
         "priority",
         "project_id",
-        "run_at",
         "run_id",
         "timeout_s",
         "waited_s",
@@ -120,7 +119,7 @@ class Run:
         kind: str = "",
         project_id: str = "default",
         priority: int = 0,
-        run_at: datetime | None = None,
+        due_at_s: float = 0.0,
         payload: str = "{}",
         headers: str = "{}",
         attempt: int = 1,
@@ -136,7 +135,8 @@ class Run:
         self.kind = kind
         self.project_id = project_id
         self.priority = priority
-        self.run_at = run_at
+        #: When it was due, in seconds since 1970.
+        self.due_at_s = due_at_s
         self._payload = payload
         self._headers = headers
         self.attempt = attempt

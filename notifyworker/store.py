@@ -18,7 +18,7 @@ import asyncpg
 from notifyworker.database import Queryable
 from notifyworker.lanes import Lane
 from notifyworker.migrate import render
-from notifyworker.run import Desk, Outcome, Run
+from notifyworker.run import Desk, Outcome, Run, State
 
 Row: TypeAlias = asyncpg.Record
 
@@ -137,9 +137,10 @@ class Store:
         """Running -> completed, failed or cancelled; return those that were settled."""
         rows = await on.fetch(
             self._sql["settle"],
-            lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes], [str(o.to) for o in outcomes],
-            [o.result for o in outcomes], [o.effects for o in outcomes], [o.error_code for o in outcomes],
-            [o.error for o in outcomes], [o.was_started for o in outcomes],
+            lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes],
+            _unless_all([o.to for o in outcomes], usual=State.COMPLETED), _unless_all([o.result for o in outcomes], usual=None),
+            _unless_all([o.effects for o in outcomes], usual=None), _unless_all([o.error_code for o in outcomes], usual=None),
+            _unless_all([o.error for o in outcomes], usual=None), _unless_all([o.was_started for o in outcomes], usual=True),
         )  # fmt: skip
         return {row["run_id"] for row in rows}
 
@@ -298,3 +299,8 @@ class Store:
     async def counts(self, on: Queryable, *, cap: int = 100_000) -> list[Row]:
         """Live runs by state."""
         return await on.fetch(self._sql["counts"], cap)
+
+
+def _unless_all(values: list[Any], *, usual: Any) -> list[Any]:
+    """Return nothing for a column that is the usual one throughout: asyncpg takes a while over each element of an array."""
+    return [] if values.count(usual) == len(values) else values

@@ -29,6 +29,6 @@ UPDATE {schema}.runs AS r
  WHERE r.ctid = ANY (array(SELECT place FROM picked))
    -- The CASE keeps this test away from the planner, who would read all of runs_ready in place of the one row.
    AND CASE WHEN r.state = 'pending' THEN true END
-RETURNING r.run_id, r.lease_token, r.kind, r.project_id, r.priority, r.run_at, r.payload, r.headers, r.attempt,
+RETURNING r.run_id, r.lease_token, r.kind, r.project_id, r.priority, date_part('epoch', r.run_at), r.payload, r.headers, r.attempt,
           r.max_attempts, r.is_shadow, date_part('epoch', r.timeout), r.expires_at <= now(),
           date_part('epoch', now() - greatest(r.run_at, r.created_at))

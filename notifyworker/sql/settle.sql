@@ -1,10 +1,12 @@
 -- running -> completed, failed or cancelled: the rows move to the history. Returns the runs that it settled; one that
 -- is missing was locked by somebody for a moment, or is lost (held.sql tells which).
 -- $1 lease_owner, then an element a run: $2 run_id, $3 lease_token, $4 state, $5 result, $6 effects, $7 error_code,
--- $8 entry for errors, $9 whether it was ever started
+-- $8 entry for errors, $9 whether it was ever started. Those from $4 on are empty where they are the same for all:
+-- completed, null, and started.
 WITH mine AS MATERIALIZED (
     -- The outcome is carried along from step to step: joined again at the end, it would be searched once a run.
-    SELECT r.ctid AS place, o.state AS became, o.result, o.effects, o.error_code, o.error, o.was_started
+    SELECT r.ctid AS place, coalesce(o.state, 'completed') AS became, o.result, o.effects, o.error_code, o.error,
+           coalesce(o.was_started, true) AS was_started
       FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::jsonb[], $6::jsonb[], $7::text[], $8::jsonb[], $9::boolean[])
            AS o (run_id, lease_token, state, result, effects, error_code, error, was_started), LATERAL (
           SELECT r.ctid
