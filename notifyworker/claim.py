@@ -109,8 +109,10 @@ class Claims:
             self.more = True
             return poll_s  # a freed slot sets the event
         is_backlogged = self.more and self._lanes.look_is_due_in_s(self._clock()) <= 0
-        if was_woken and len(self._lanes) and not is_backlogged and await self._claim():
-            return 0.0
+        if was_woken and len(self._lanes) and not is_backlogged:
+            if await self._claim():
+                return 0.0
+            await asyncio.sleep(0)  # what was claimed begins before the look is sent
         if (look_in_s := self._lanes.look_is_due_in_s(self._clock())) > 0:
             return min(poll_s, look_in_s)
         is_ready, due_in_s = await self._look()
