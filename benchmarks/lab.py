@@ -209,8 +209,12 @@ class Asking:
         self._loop.close()
 
     def value(self, statement: str) -> Any:
-        """Run one statement, return its first value."""
-        return self._loop.run_until_complete(self._conn.fetchval(statement, timeout=120))
+        """Run one statement, return its first value. Raises TurnError if it takes too long."""
+        try:
+            return self._loop.run_until_complete(self._conn.fetchval(statement, timeout=120))
+        except TimeoutError:
+            message = f"no answer within 120 s to: {statement}"
+            raise TurnError(message) from None
 
 
 class Turn:

@@ -17,7 +17,7 @@ from notifyworker import Run, Worker
 
 KIND = "bench"
 #: Overridden by NOTIFYWORKER_CONCURRENCY and the like, as everywhere.
-SETTINGS = {"concurrency": 500, "port": 0}
+SETTINGS = {"concurrency": 800, "port": 0}
 
 
 def _contender(processes: int) -> Contender:
