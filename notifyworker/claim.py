@@ -100,16 +100,16 @@ class Claims:
         """
         Claim what is ready; return for how many seconds there is nothing to do unless woken.
 
-        Woken, it claims first: what woke it lies most probably in a lane that it knows. Then comes the look from the
-        beginning, which finds the rest, and when the next run is due. With more to do than slots, the look comes first
-        whenever it is due, or a lane that is new would wait behind the backlog of the known ones.
+        Woken, or while a look from the beginning is not due, it claims first: what woke it lies most probably in a lane
+        that it knows. Then comes the look, which finds the rest, and when the next run is due. With more to do than
+        slots, the look comes first whenever it is due, or a lane that is new would wait behind the known ones' backlog.
         """
         poll_s = self._settings.poll_interval_s
         if self._free() <= 0:
             self.more = True
             return poll_s  # a freed slot sets the event
-        is_backlogged = self.more and self._lanes.look_is_due_in_s(self._clock()) <= 0
-        if was_woken and len(self._lanes) and not is_backlogged:
+        is_look_due = self._lanes.look_is_due_in_s(self._clock()) <= 0
+        if len(self._lanes) and not (is_look_due and (self.more or not was_woken)):
             if await self._claim():
                 return 0.0
             await asyncio.sleep(0)  # what was claimed begins before the look is sent

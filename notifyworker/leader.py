@@ -251,8 +251,9 @@ class Leader:
 
     async def _take(self, lock: int) -> bool:
         # For this statement alone: a NOTIFY waits for a lock too, behind all those that this lock is to put an end to.
-        # Longer than what notifies in a rush takes to commit, and short, since it holds back vacuum meanwhile.
-        briefly = "SELECT set_config('lock_timeout', '500ms', true), pg_advisory_lock($1, $2)"
+        # Longer than what notifies in a rush takes to commit; and short, since it holds back vacuum, and who inserts
+        # while somebody waits for this lock stays silent before anybody ticks.
+        briefly = "SELECT set_config('lock_timeout', '200ms', true), pg_advisory_lock($1, $2)"
         try:
             await self._query(briefly, LOCK_CLASS, lock)
         except asyncpg.LockNotAvailableError:

@@ -1,6 +1,7 @@
 """The life of a run: one test an arrow. Nothing here is found by polling."""
 
 import asyncio
+import contextvars
 import dataclasses
 import threading
 from typing import Any, TypedDict
@@ -737,3 +738,37 @@ async def test_the_log_of_a_run_is_bound_to_it(make_worker, connection):
 
     (line,) = [e for e in logs if e["event"] == "letter_written"]
     assert (line["run_id"], line["kind"], line["attempt"], line["pages"]) == (str(run_id), "a", 1, 2)
+
+
+async def test_a_handler_leaves_nothing_in_its_slot_for_the_next_run(make_worker, connection):
+    worker = make_worker(concurrency=1, prefetch=5)
+    seen: list[object] = []
+
+    class Odd:
+        """What is set in a context may not even be comparable."""
+
+        __hash__ = None
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError
+
+    value: contextvars.ContextVar[object] = contextvars.ContextVar("value", default=None)
+
+    @worker.handler("a")
+    async def handle(run: Run, payload: dict) -> None:
+        await asyncio.sleep(0)
+        seen.append(value.get())
+        value.set(Odd())
+        structlog.contextvars.bind_contextvars(order=payload["n"])
+        seen.append(structlog.contextvars.get_contextvars())
+        if payload["n"] == 2:
+            asyncio.current_task().cancel()  # and nobody waits any more
+
+    async with worker:
+        async with connection.transaction():
+            ids = [await insert(connection, "a", f'{{"n": {n}}}') for n in (1, 2, 3)]
+        for run_id in ids:
+            run = await settled(connection, run_id)
+            assert (run["state"], run["attempt"]) == ("completed", 1)
+
+    assert seen == [None, {"order": 1}, None, {"order": 2}, None, {"order": 3}]
