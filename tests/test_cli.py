@@ -167,6 +167,7 @@ async def test_help_names_commands_and_exit_codes() -> None:
         "status",
         "config",
         "prune",
+        "bench",
         "Exit codes: 0 done",
     ):
         assert word in done.out
@@ -604,6 +605,24 @@ async def test_config_set(dsn: str, connection: asyncpg.Connection) -> None:
     assert done.json() == {"name": "reaper_interval_s", "value": 2.5}
     settings = await connection.fetch("SELECT name, value FROM notifyworker.settings WHERE value IN ('100', '2.5')")
     assert {row["name"] for row in settings} == {"max_payload_bytes", "reaper_interval_s"}
+
+
+async def test_bench_measures_and_leaves_nothing(empty_dsn: str) -> None:
+    env = {"NOTIFYWORKER_DSN": empty_dsn}
+    conn = await asyncpg.connect(empty_dsn)
+    left = "SELECT (SELECT count(*) FROM pg_namespace WHERE nspname ~ '^notifyworker') + (SELECT count(*) FROM pg_roles WHERE rolname ~ '^notifyworker_bench')"
+    before = await conn.fetchval(left)
+
+    found = (await call("bench", "--runs", "500", "--inserts", "10", "--json", env=env)).json()
+    told = (await call("bench", "--runs", "100", "--inserts", "10", env=env)).out
+
+    assert found["runs"] == 500
+    assert found["runs_per_s"] == pytest.approx(500 / found["drain_s"])
+    assert 0 < found["insert_p50_ms"] < found["pickup_p50_ms"] <= found["pickup_p99_ms"]
+    assert re.fullmatch(r"drain +100 runs .*runs/s\npickup .*p99 .* ms\ninsert .* ms\n", told)
+    assert await conn.fetchval(left) == before == 0
+    await conn.close()
+    assert "--runs" in await refused(2, "bench", "--runs", "1", env=env)
 
 
 async def test_prune(dsn: str, connection: asyncpg.Connection) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from cyclopts import App, Parameter
 
 from notifyworker.cli import version
+from notifyworker.cli.bench import bench
 from notifyworker.cli.demo import demo
 from notifyworker.cli.runs import cancel, enqueue, retry, runs_list, show
 from notifyworker.cli.schema import config_set, migrate, prune, schema
@@ -35,7 +36,7 @@ def make_app() -> App:
     config = App(name="config", help="Settings that hold for the whole fleet.")
     _add(config, set=config_set)
     _add(app, demo=demo, dev=dev, worker=worker, migrate=migrate, schema=schema)
-    _add(app, enqueue=enqueue, runs=runs, status=status, config=config, prune=prune)
+    _add(app, enqueue=enqueue, runs=runs, status=status, config=config, prune=prune, bench=bench)
     return app
 
 
