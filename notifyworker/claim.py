@@ -27,7 +27,8 @@ class Claims:
     One worker's claims.
 
     `free` tells how many runs may be claimed now. `on_claimed` gets the runs of a claim, and the moment in
-    time.monotonic() at which it was sent. `on_orphan` gets a row of orphans.sql for each run that is this worker's by
+    time.monotonic() at which it was sent; `on_answer` hears of each whether it found something, and whether there may be
+    more. `on_orphan` gets a row of orphans.sql for each run that is this worker's by
     the database's word and of which it knows nothing.
     """
 
@@ -39,10 +40,12 @@ class Claims:
         served: Served,
         lease_owner: str,
         *,
+        wake: asyncio.Event,
         metrics: Metrics,
         desk: Desk,
         free: Callable[[], int],
         on_claimed: Callable[[list[Run], float], None],
+        on_answer: Callable[..., None],
         on_orphan: Callable[[Row], None],
     ) -> None:
         self._settings = settings
@@ -54,8 +57,9 @@ class Claims:
         self._desk = desk
         self._free = free
         self._on_claimed = on_claimed
+        self._on_answer = on_answer
         self._on_orphan = on_orphan
-        self.wake = asyncio.Event()
+        self.wake = wake
         #: Whether there may be more that is ready than the last claim took: then a slot that frees is worth a claim.
         self.more = True
         #: Since when, in time.monotonic(), and why nothing can be claimed.
@@ -144,6 +148,7 @@ class Claims:
         self._lanes.read(slack, sent_at, self._clock())
         self._metrics.claims.labels("some" if runs else "none").inc()
         self.more = len(runs) == limit
+        self._on_answer(found=bool(runs), has_more=self.more)
         if runs:
             runs.sort(key=_turn)
             self._note_marks(runs)

@@ -51,6 +51,7 @@ class LeaseKeeper:
         exits_on_lapse: bool,
         describe: Callable[[bool], Iterable[Any]],
         on_lost: Callable[[dict[UUID, int], str], None],
+        on_fleet: Callable[[int, int], None],
     ) -> None:
         self._settings = settings
         self._store = store
@@ -60,6 +61,7 @@ class LeaseKeeper:
         self._exits_on_lapse = exits_on_lapse
         self._describe = describe
         self._on_lost = on_lost
+        self._on_fleet = on_fleet
         self._main_loop = asyncio.get_running_loop()
         self._main_thread = threading.get_ident()
         # run_id -> (lease_token, when its claim was sent). Written by the main loop alone, copied by the thread.
@@ -262,7 +264,8 @@ class LeaseKeeper:
                 skipped = await self._store.held(on, self._lease_owner, missed)
                 self._lost({r: t for r, t in missed.items() if r not in skipped and r in self._held}, "heartbeat")
         try:
-            await self._store.worker_present(on, *self._describe(self.has_presence))
+            size, position = await self._store.worker_present(on, *self._describe(self.has_presence))
+            self._tell(self._on_fleet, size, position)
         except asyncpg.LockNotAvailableError as error:  # a stranger holds this worker's row: nobody's lease depends on it
             log.warning("presence_not_noted", error=brief(error))
         self._gave_up = False  # what comes after an outage may lapse again

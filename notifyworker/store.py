@@ -248,9 +248,10 @@ class Store:
         """Delete rows of workers that are long gone; return them."""
         return [row["lease_owner"] for row in await on.fetch(self._sql["workers_forget"], list(absent))]
 
-    async def worker_present(self, on: Queryable, *columns: Any) -> None:
-        """Insert or renew this worker's row."""
-        await on.fetch(self._sql["worker_present"], *columns)
+    async def worker_present(self, on: Queryable, *columns: Any) -> tuple[int, int]:
+        """Insert or renew this worker's row; return how many serve the same as it does, and its place among them."""
+        row = (await on.fetch(self._sql["worker_present"], *columns))[0]
+        return row["size"], row["position"]
 
     async def worker_gone(self, on: Queryable, lease_owner: str) -> None:
         """Delete this worker's row."""

@@ -37,6 +37,8 @@ class Listener:
         self._window = (0.0, 0)
         #: Called with the payload of each message that is more than a wake-up: "cancel:<run_id>", "farewell", ...
         self.on_message: Callable[[str], None] = lambda _message: None
+        #: Called with the text of each wake-up.
+        self.on_ready: Callable[[str], None] = lambda _text: wake.set()
         #: Called before a wake-up that tells how far back in the table it lies.
         self.on_late: Callable[[datetime], None] = lambda _moment: None
         #: Called when wake-ups came faster than this many a second.
@@ -93,13 +95,15 @@ class Listener:
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         what, _, argument = str(payload).partition(":")
-        if what not in {"", "at"}:
+        if what not in {"", "at", "turn"}:
             self.on_message(str(payload))
             return
-        if (moment := _moment(argument)) is not None:
+        if what == "at" and (moment := _moment(argument)) is not None:
             self.on_late(moment)
         self._metrics.wakes.labels("notify").inc()
-        self._wake.set()
+        self.on_ready(str(payload))
+        if what == "turn":
+            return
         began, count = self._window
         now = time.monotonic()
         if now - began > _WINDOW_S:

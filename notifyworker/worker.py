@@ -30,6 +30,7 @@ from notifyworker.settings import CANCEL_S, CONNECT_S, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
 from notifyworker.store import Row, Served, Store
+from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
 from notifyworker.wake import Listener
 
@@ -74,15 +75,17 @@ class Conductor:
             timeouts_s={kind: handler.timeout_s for kind, handler in self._handlers.items()},
             project_ids=settings.project_ids,
         )
+        wake = asyncio.Event()
+        self.turns = Turns(wake.set, self._hand_on)
         self.claims = Claims(
             settings, self.store, (self._links["claim"], self._side_link), served, self.lease_owner,
-            metrics=self.metrics, desk=self, free=self._free, on_claimed=self._claimed, on_orphan=self._orphan,
+            wake=wake, metrics=self.metrics, desk=self, free=self._free, on_claimed=self._claimed,
+            on_answer=self.turns.claimed, on_orphan=self._orphan,
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, self._execute, worker=self.lease_owner,
             on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
         )  # fmt: skip
-        wake = self.claims.wake
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
@@ -92,10 +95,11 @@ class Conductor:
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
-            exits_on_lapse=exits, describe=self._describe, on_lost=self._lost,
+            exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
         )  # fmt: skip
         self.listener.on_message = self._heard
         self.listener.on_late = self.leader.on_late = self.claims.lower
+        self.listener.on_ready = self.turns.heard
         self.listener.on_burst = self.leader.burst
         self.listener.burst_per_s = settings.wake_coalesce_per_s
         self.leader.on_absent = self.reaper.saw
@@ -188,6 +192,7 @@ class Conductor:
         self._stopping = True
         await self.leader.farewell()
         await self.keeper.stop()
+        self.turns.close()
         for part in (self.listener, self.leader):
             part.terminate()
         for link in self._links.values():
@@ -357,6 +362,16 @@ class Conductor:
         if mode != "follower" and not self._stopping:
             note = asyncio.get_running_loop().create_task(self._note_mode(mode))
             note.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    def _hand_on(self, message: str) -> None:
+        note = asyncio.get_running_loop().create_task(self._notify(message))
+        note.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _notify(self, message: str) -> None:
+        try:
+            await self.store.notify(self._side_link, message)
+        except DatabaseError as error:
+            log.debug("turn_not_handed_on", error=brief(error))  # the others look late all the same
 
     async def _note_mode(self, mode: str) -> None:
         try:
