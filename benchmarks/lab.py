@@ -45,8 +45,15 @@ REDIS = {"appendonly": "yes", "appendfsync": "everysec", "save": ""}
 TROUBLE = re.compile(r"deadlock detected|could not serialize", re.IGNORECASE)
 
 
+ANSWER_S = 10.0
+
+
 class TurnError(Exception):
     """A contender failed or was too slow. It is told in the table; the others go on."""
+
+
+class Unanswered(TurnError):
+    """The contender's own tables did not tell in time what was asked of them."""
 
 
 class Lab:
@@ -205,16 +212,18 @@ class Asking:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._loop.run_until_complete(self._conn.close())
+        self._conn.terminate()
+        self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
     def value(self, statement: str) -> Any:
-        """Run one statement, return its first value. Raises TurnError if it takes too long."""
+        """Run one statement, return its first value. Raises Unanswered."""
         try:
-            return self._loop.run_until_complete(self._conn.fetchval(statement, timeout=120))
+            return self._loop.run_until_complete(self._conn.fetchval(statement, timeout=ANSWER_S))
         except TimeoutError:
-            message = f"no answer within 120 s to: {statement}"
-            raise TurnError(message) from None
+            self._conn.terminate()
+            message = f"no answer within {ANSWER_S:g} s to: {statement}"
+            raise Unanswered(message) from None
 
 
 class Turn:
@@ -291,7 +300,12 @@ class Turn:
         if isinstance(question, str):
             if self._asking is None:
                 self._asking = Asking(self.lab.dsn(self.database))
-            return bool(self._asking.value(question))
+            try:
+                return bool(self._asking.value(question))
+            except Unanswered:
+                self._asking.__exit__()
+                self._asking = None
+                raise
         return sum(self.lab.redis_command(*words) for words in question) > 0
 
     def own(self, process: "subprocess.Popen[str]") -> "subprocess.Popen[str]":
