@@ -9,6 +9,7 @@ not stop the old worker: it ends the lease, so that whatever that one still writ
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 import asyncpg
 
@@ -39,7 +40,8 @@ class Reaper:
         self._following_since = time.monotonic()
         self._next_pass = 0.0
         self._absent: set[str] = set()
-        self._gone_since: dict[str, float] = {}
+        # Since when an owner is gone, and its last beat before that.
+        self._gone_since: dict[str, tuple[float, datetime]] = {}
         self._news = asyncio.Event()
         self._partitions_at = 0.0
 
@@ -107,8 +109,12 @@ class Reaper:
             return float("inf")
         holders = await self._store.absent_holders(self._link, sorted(self._absent))
         now = time.monotonic()
-        self._gone_since = {owner: self._gone_since.get(owner, now) for owner in holders}
-        dies_at = {owner: since + holders[owner] for owner, since in self._gone_since.items()}
+        before = self._gone_since
+        self._gone_since = {
+            owner: before[owner] if owner in before and before[owner][1] == beat else (now, beat)
+            for owner, (_, beat) in holders.items()
+        }
+        dies_at = {owner: since + holders[owner][0] for owner, (since, _) in self._gone_since.items()}
         dead = [owner for owner, at in dies_at.items() if at <= now]
         next_death = min((at for at in dies_at.values() if at > now), default=float("inf"))
         if not dead:

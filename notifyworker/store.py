@@ -205,10 +205,10 @@ class Store:
         """Look at the fleet's presence, the notification queue and whether this server takes writes."""
         return (await on.fetch(self._sql["absent"], self.schema))[0]
 
-    async def absent_holders(self, on: Queryable, owners: Sequence[str]) -> dict[str, float]:
-        """Of these owners, who holds runs, and after how many seconds each may be presumed dead."""
+    async def absent_holders(self, on: Queryable, owners: Sequence[str]) -> dict[str, tuple[float, datetime]]:
+        """Of these owners, who holds runs; after how many seconds each may be presumed dead, and when it last beat."""
         rows = await on.fetch(self._sql["absent_holders"], list(owners))
-        return {row["lease_owner"]: row["presumed_dead_s"] for row in rows}
+        return {row["lease_owner"]: (row["presumed_dead_s"], row["heartbeat_at"]) for row in rows}
 
     async def reaper_elected(self, on: Queryable, leader: str, mode: str) -> None:
         """Write down who leads, and how."""

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 from servers import Cluster, eventually
 from structlog.testing import capture_logs
-from test_life import insert, is_empty, settled
+from test_life import insert, is_empty, run_of, settled
 
 from notifyworker import Run, Worker, lanes
 from notifyworker.database import LOCK_CLASS, GateLocks
@@ -288,3 +288,31 @@ async def test_producers_that_queue_up_to_notify_do_not_cost_the_leader_its_lock
                 await eventually(lambda: is_empty(conn))
         await conn.close()
     assert "gate_lost" not in {entry["event"] for entry in logs}
+
+
+async def test_a_worker_that_comes_back_between_two_looks_begins_its_absence_anew(make_worker, connection):
+    """It beats when it is back, and gives its runs up by its own clock, counted from the last time that it was there."""
+    await connection.execute(
+        """INSERT INTO notifyworker.workers (lease_owner, host, pid, version, kinds, concurrency, running, state, shadow, presence,
+                presumed_dead_s, lease_s, heartbeat_interval_s)
+           VALUES ('flapping', 'h', 1, '0', '{a}', 1, 1, 'running', 'honour', true, 3, 600, 15)"""
+    )
+    run_id = await insert(connection, "a")
+    await connection.execute(
+        """UPDATE notifyworker.runs SET state = 'running', attempt = 1, max_attempts = 3, lease_token = 1, started_at = now(),
+                lease_owner = 'flapping', lease_expires_at = now() + interval '10 min' WHERE run_id = $1""",
+        run_id,
+    )
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        began = await connection.fetchval("SELECT now()")
+        while await connection.fetchval("SELECT now() - $1 < interval '9 s'", began):
+            await connection.execute("UPDATE notifyworker.workers SET heartbeat_at = now() WHERE lease_owner = 'flapping'")
+            assert (await run_of(connection, run_id))["lease_owner"] == "flapping"
+        run = await settled(connection, run_id)
+
+    assert (run["state"], run["attempt"]) == ("completed", 2)
