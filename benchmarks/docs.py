@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import cells
+from benchmarks.table import cells, compared
 
 HEAD = """\
 <!-- Made by `python -m benchmarks report` from benchmarks/results/*.json. `python -m benchmarks check` fails if it differs. -->
@@ -28,7 +28,7 @@ def written(documents: dict[str, dict[str, Any]]) -> str:
 
 def _scenario(name: str, document: dict[str, Any]) -> list[str]:
     columns = [column["heading"] for column in document["columns"]]
-    heading = ["", *columns, "rounds", f"to {document['base']}", "us to it"]
+    heading = ["", *columns, "rounds", *compared(document)]
     lines = ["| " + " | ".join(heading) + " |", "|---|" + "---:|" * (len(heading) - 1)]
     lines += ["| " + " | ".join(_bold(line, cells(document, line))) + " |" for line in document["lines"]]
     picture = ["", f"![{document['title']}](../benchmarks/results/{name}.svg)"] if document.get("picture") else []
