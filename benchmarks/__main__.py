@@ -64,7 +64,7 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the laboratory is cleared up then, too
     with Lab() as lab:
         for name, scenario in scenarios.items():
-            if not only or name in _names(only):
+            if (not only or name in _names(only)) and scenario.cases(chosen, options):
                 document = _measured(lab, scenario, chosen, options)
                 figures.save((RESULTS if save else RESULTS / "partial") / f"{name}.json", document)
                 table.shown(document, console)

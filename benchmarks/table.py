@@ -28,8 +28,9 @@ def compared(document: dict[str, Any]) -> list[str]:
 def cells(document: dict[str, Any], line: dict[str, Any]) -> list[str]:
     """One line's texts: also those of docs/performance.md."""
     columns = document["columns"]
+    title = line["variant"] if document.get("within") else line["title"]
     if "figures" not in line:
-        return [line["title"], line["error"], *[""] * (len(columns) + len(compared(document)))]
+        return [title, line["error"], *[""] * (len(columns) + len(compared(document)))]
     figures = line["figures"]
     first = columns[0]
     spread = figures[first["key"]]
@@ -46,7 +47,7 @@ def cells(document: dict[str, Any], line: dict[str, Any]) -> list[str]:
     if figures.get("trouble", {}).get("max"):
         note += f" ({figures['trouble']['max']:.0f} deadlocks or serialization failures)"
     bases = ("to_base", "us_to_it") if compared(document) else ()
-    return [line["title"] + note, *values, between, *(_ratio(line.get(base)) for base in bases)]
+    return [title + note, *values, between, *(_ratio(line.get(base)) for base in bases)]
 
 
 def _by(value: float | None) -> str:
