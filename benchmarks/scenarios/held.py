@@ -1,7 +1,7 @@
 """
 A stranger holds a snapshot (idle in a transaction, REPEATABLE READ) while many runs go through, so that no dead row can go.
 
-The producer is that of the hot table. Beside it, 20 inserts a second are probes: of a higher priority, so that they wait
+The producer is that of the hot table. Beside it, 50 inserts a second are probes: of a higher priority, so that they wait
 for a claim and not for what is ahead of them; insert call to handler. In brackets: the figure divided by that without
 the snapshot. Quarters are quarters of what was executed.
 """
@@ -26,7 +26,7 @@ COLUMNS = (
     Column("total_mib", "with indexes MiB", 1, higher_is_better=False),
     Column("executed", "executed", divided=False),
 )
-PROBES_PER_S = 20
+PROBES_PER_S = 50
 
 
 def cases(contenders: list[Contender], _options: Options) -> list[Case]:
