@@ -43,12 +43,20 @@ def run(
     inserts: Annotated[int, Parameter(help="Lone inserts of a pickup.")] = Options.inserts,
     seconds: Annotated[float, Parameter(help="How long a load lasts.")] = Options.seconds,
     clients: Annotated[str, Parameter(help="How many clients insert, comma-separated.")] = "1,8,32,64",
+    crowd: Annotated[int, Parameter(help="Rows that lie about; twice as many where they are finished.")] = Options.crowd,
+    through: Annotated[int, Parameter(help="Runs that go through a hot table.")] = Options.through,
+    hold: Annotated[float, Parameter(help="Seconds from BEGIN to a late COMMIT.")] = Options.hold_s,
+    idle: Annotated[float, Parameter(help="Seconds that an idle worker is watched.")] = Options.idle_s,
+    workers: Annotated[str, Parameter(help="How many idle workers listen, comma-separated.")] = "1,5,20,50",
     save: Annotated[
         bool, Parameter(help="Keep as benchmarks/results, for docs/performance.md; else in results/partial.")
     ] = False,
 ) -> None:
     """Run scenarios."""
-    options = Options(n=n, rounds=rounds, inserts=inserts, seconds=seconds, clients=tuple(map(int, _names(clients))))
+    options = Options(
+        n=n, rounds=rounds, inserts=inserts, seconds=seconds, clients=tuple(map(int, _names(clients))), crowd=crowd,
+        through=through, hold_s=hold, idle_s=idle, workers=tuple(map(int, _names(workers))),
+    )  # fmt: skip
     chosen = _chosen(contenders)
     scenarios = everything()
     if unknown := set(_names(only)) - set(scenarios):
@@ -56,7 +64,7 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the laboratory is cleared up then, too
     with Lab() as lab:
         for name, scenario in scenarios.items():
-            if not only or name in _names(only):
+            if (not only or name in _names(only)) and scenario.cases(chosen, options):
                 document = _measured(lab, scenario, chosen, options)
                 figures.save((RESULTS if save else RESULTS / "partial") / f"{name}.json", document)
                 table.shown(document, console)
@@ -116,13 +124,18 @@ def _measured(lab: Lab, scenario: ModuleType, contenders: list[Contender], optio
                     told = errors[case.name] = f"failed: {error}"
             console.print(f"[dim]{scenario.NAME} {number + 1}/{options.rounds} {case.name}: {told}[/dim]", highlight=False)
     lines = [_line(case, found[case.name], errors.get(case.name)) for case in cases]
-    _compare(lines, scenario)
+    against = getattr(scenario, "AGAINST", None)
+    if against:
+        _divide(lines, against)
+    else:
+        _compare(lines, scenario)
     return {
         "scenario": scenario.NAME,
         "title": scenario.TITLE,
         "how": (scenario.__doc__ or "").strip(),
-        "picture": True,
-        "base": scenario.BASE,
+        "picture": getattr(scenario, "PICTURE", True),
+        "base": against or scenario.BASE,
+        "within": bool(against),
         "columns": [asdict(column) for column in scenario.COLUMNS],
         "conditions": _conditions(lab, options),
         "lines": lines,
@@ -169,6 +182,18 @@ def _compare(lines: list[dict[str, Any]], scenario: ModuleType) -> None:
             if base and own:
                 better = own / base if (key == "to_base") == column.higher_is_better else base / own
                 line[key] = better
+
+
+def _divide(lines: list[dict[str, Any]], against: str) -> None:
+    """Put in each line its figures' medians divided by those of the line that is measured against."""
+    base = next((line["figures"] for line in lines if line["variant"] == against and "figures" in line), {})
+    for line in lines:
+        if line["variant"] != against and "figures" in line:
+            line["ratios"] = {
+                key: figure["median"] / base[key]["median"]
+                for key, figure in line["figures"].items()
+                if key in base and base[key]["median"]
+            }
 
 
 def _conditions(lab: Lab, options: Options) -> dict[str, Any]:

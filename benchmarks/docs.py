@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import cells
+from benchmarks.table import cells, compared
 
 HEAD = """\
 <!-- Made by `python -m benchmarks report` from benchmarks/results/*.json. `python -m benchmarks check` fails if it differs. -->
@@ -28,16 +28,23 @@ def written(documents: dict[str, dict[str, Any]]) -> str:
 
 def _scenario(name: str, document: dict[str, Any]) -> list[str]:
     columns = [column["heading"] for column in document["columns"]]
-    heading = ["", *columns, "rounds", f"to {document['base']}", "us to it"]
+    heading = ["", *columns, "rounds", *compared(document)]
     lines = ["| " + " | ".join(heading) + " |", "|---|" + "---:|" * (len(heading) - 1)]
-    lines += ["| " + " | ".join(_bold(line, cells(document, line))) + " |" for line in document["lines"]]
+    lines += [
+        "| " + " | ".join(_bold(cells(document, line), is_ours=_stands_out(document, line))) + " |" for line in document["lines"]
+    ]
     picture = ["", f"![{document['title']}](../benchmarks/results/{name}.svg)"] if document.get("picture") else []
     return [f"## {document['title']}", "", document["how"], *picture, "", *lines, "", _conditions(document["conditions"]), ""]
 
 
-def _bold(line: dict[str, Any], texts: list[str]) -> list[str]:
+def _stands_out(document: dict[str, Any], line: dict[str, Any]) -> bool:
+    """Whether it is ours among others."""
+    return line["contender"] == "us" and not document.get("within")
+
+
+def _bold(texts: list[str], *, is_ours: bool) -> list[str]:
     escaped = [text.replace("|", "\\|") for text in texts]
-    return [f"**{escaped[0]}**", *escaped[1:]] if line["contender"] == "us" else escaped
+    return [f"**{escaped[0]}**", *escaped[1:]] if is_ours else escaped
 
 
 def _conditions(conditions: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import asyncpg
 
+from benchmarks import proc
 from benchmarks.contender import Contender
 from benchmarks.tally import Tallies
 from notifyworker.embedded import binaries, server_account
@@ -36,7 +37,7 @@ POSTGRES = {
     "shared_buffers": "512MB",
     "max_wal_size": "8GB",  # no checkpoint by volume within a turn; each turn begins with one
     "checkpoint_timeout": "30min",
-    "max_connections": "200",
+    "max_connections": "500",  # fifty workers
     "jit": "off",
     "log_min_messages": "warning",
     "log_lock_waits": "off",
@@ -89,8 +90,14 @@ class Lab:
     def redis(self) -> str:
         return f"redis://127.0.0.1:{self._redis_port}/0"
 
-    def dsn(self, database: str = "postgres") -> str:
-        return f"postgresql://postgres:{self._password}@127.0.0.1:{self._port}/{database}"
+    def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
+        return f"postgresql://{user}:{self._password}@127.0.0.1:{self._port}/{database}"
+
+    def make_login(self, name: str, member_of: str) -> None:
+        """A login that is no superuser, for `dsn`. It stays until the laboratory ends."""
+        if not self.execute(f"SELECT count(*) FROM pg_roles WHERE rolname = '{name}'"):
+            self.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{self._password}'")
+        self.execute(f"GRANT {member_of} TO {name}")
 
     def program(self, name: str) -> Path:
         """One of the embedded server's programs, such as pgbench."""
@@ -116,12 +123,12 @@ class Lab:
             self.redis_command("FLUSHALL")
         self.execute(f"CREATE DATABASE {name}")
         turn = Turn(self, contender, name, directory)
-        mark = self._log.stat().st_size
+        mark = self.log_size()
         try:
             yield turn
         finally:
             turn.end_all()
-            turn.trouble = len(TROUBLE.findall(self._log.read_bytes()[mark:].decode(errors="replace")))
+            turn.trouble = len(TROUBLE.findall(self.log_since(mark)))
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -139,6 +146,21 @@ class Lab:
         if answer.startswith(b"-"):
             raise TurnError(answer.decode().strip())
         return int(answer[1:]) if answer.startswith(b":") else 0
+
+    def server_cpu_s(self) -> float:
+        """CPU seconds of all of the server's processes, those that have ended included."""
+        server = int((self.directory / "postgres/data/postmaster.pid").read_text().split()[0])
+        own = proc.fields(server)
+        ticks = sum(own[proc.UTIME : proc.CSTIME + 1])
+        return (ticks + sum(sum(f[proc.UTIME : proc.STIME + 1]) for f in proc.children(server))) / proc.TICKS_A_SECOND
+
+    def log_size(self) -> int:
+        """Where the server's log ends now."""
+        return self._log.stat().st_size
+
+    def log_since(self, mark: int) -> str:
+        """What the server has logged since it was so long."""
+        return self._log.read_bytes()[mark:].decode(errors="replace")
 
     @property
     def _log(self) -> Path:

@@ -146,4 +146,27 @@ def _inserts(document: dict[str, Any]) -> Figure | None:
     return figure
 
 
-_DRAWN = {"drain": _drain, "pickup": _pickup, "load": _load, "inserts": _inserts}
+def _growth(document: dict[str, Any]) -> Figure | None:
+    lines = _measured(document)
+    if not lines:
+        return None
+    figure = Figure(figsize=(7.5, 3.2))
+    axes = figure.subplots()
+    for line in lines:
+        is_base = line["variant"] == document["base"]
+        tenths = [line["figures"][key] for key in sorted(line["figures"]) if key.startswith("tenth_")]
+        executed = line["figures"]["executed"]["median"]
+        places = [executed * (number + 0.5) / len(tenths) for number in range(len(tenths))]
+        colour = FLOOR if is_base else US
+        axes.plot(places, [t["median"] for t in tenths], marker="o", color=colour, label=line["variant"])
+        axes.fill_between(places, [t["min"] for t in tenths], [t["max"] for t in tenths], color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel("runs executed so far")
+    axes.set_ylabel("runs a second, by tenths")
+    axes.xaxis.set_major_formatter(lambda x, _pos: f"{x:,.0f}")
+    axes.yaxis.set_major_formatter(lambda y, _pos: f"{y:,.0f}")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+_DRAWN = {"drain": _drain, "pickup": _pickup, "load": _load, "inserts": _inserts, "hot": _growth, "held": _growth}

@@ -13,28 +13,45 @@ def shown(document: dict[str, Any], console: Console) -> None:
     for column in document["columns"]:
         table.add_column(column["heading"], justify="right")
     table.add_column("rounds", justify="right", no_wrap=True)
-    table.add_column(f"to {document['base']}", justify="right")
-    table.add_column("us to it", justify="right")
+    for heading in compared(document):
+        table.add_column(heading, justify="right")
     for line in document["lines"]:
         table.add_row(*cells(document, line))
     console.print(table)
 
 
+def compared(document: dict[str, Any]) -> list[str]:
+    """Headings of the columns with ratios; none where each figure has its own, to another line of ours."""
+    return [] if document.get("within") else [f"to {document['base']}", "us to it"]
+
+
 def cells(document: dict[str, Any], line: dict[str, Any]) -> list[str]:
     """One line's texts: also those of docs/performance.md."""
     columns = document["columns"]
+    title = line["variant"] if document.get("within") else line["title"]
     if "figures" not in line:
-        return [line["title"], line["error"], *[""] * (len(columns) + 2)]
+        return [title, line["error"], *[""] * (len(columns) + len(compared(document)))]
     figures = line["figures"]
     first = columns[0]
     spread = figures[first["key"]]
     digits = first["digits"]
     between = f"{spread['min']:,.{digits}f}..{spread['max']:,.{digits}f}"
-    values = [f"{figures[c['key']]['median']:,.{c['digits']}f}" if c["key"] in figures else "" for c in columns]
+    ratios = line.get("ratios", {}) if document.get("within") else {}
+    values = [
+        f"{figures[c['key']]['median']:,.{c['digits']}f}{_by(ratios.get(c['key']) if c.get('divided', True) else None)}"
+        if c["key"] in figures
+        else ""
+        for c in columns
+    ]
     note = f" (some rounds: {line['error']})" if "error" in line else ""
     if figures.get("trouble", {}).get("max"):
         note += f" ({figures['trouble']['max']:.0f} deadlocks or serialization failures)"
-    return [line["title"] + note, *values, between, *(_ratio(line.get(base)) for base in ("to_base", "us_to_it"))]
+    bases = ("to_base", "us_to_it") if compared(document) else ()
+    return [title + note, *values, between, *(_ratio(line.get(base)) for base in bases)]
+
+
+def _by(value: float | None) -> str:
+    return "" if value is None else f" ({value:.2f}x)"
 
 
 def _ratio(value: float | None) -> str:

@@ -107,6 +107,15 @@ def make_worker(on_run: OnRun | None = None, **settings: object) -> Worker:
     counted: Callable[[int], None] = on_run or Tally(os.environ["BENCH_DIR"]).run
     worker = Worker(os.environ["BENCH_DSN"], **(SETTINGS | settings))
 
+    if held_s := float(os.environ.get("BENCH_HOLD", "0")):
+
+        @worker.handler(KIND)
+        async def hold(_run: Run, payload: dict) -> None:
+            counted(payload["t"])
+            await asyncio.sleep(held_s)
+
+        return worker
+
     @worker.handler(KIND)
     async def bench(_run: Run, payload: dict) -> None:
         counted(payload["t"])

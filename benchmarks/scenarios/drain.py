@@ -49,7 +49,7 @@ def run(lab: Lab, case: Case, options: Options) -> dict[str, float]:
 
 
 def _watch(turn: Turn, workers: "list[subprocess.Popen[bytes]]", n: int, window_s: float) -> dict[str, float]:
-    begin = _first_run(turn, workers)
+    begin = first_run(turn, workers)
     last, changed = 0, time.monotonic()
     while True:
         count, now = turn.tallies.count(), time.monotonic()
@@ -75,7 +75,7 @@ def _left(turn: Turn) -> bool | None:
         return None
 
 
-def _first_run(turn: Turn, workers: "list[subprocess.Popen[bytes]]") -> float:
+def first_run(turn: Turn, workers: "list[subprocess.Popen[bytes]]") -> float:
     deadline = time.monotonic() + FIRST_RUN_S
     while not (first := turn.tallies.first_ns()):
         if time.monotonic() > deadline:
