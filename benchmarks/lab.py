@@ -150,9 +150,8 @@ class Lab:
     def server_cpu_s(self) -> float:
         """CPU seconds of all of the server's processes, those that have ended included."""
         server = int((self.directory / "postgres/data/postmaster.pid").read_text().split()[0])
-        own = proc.fields(server)
-        ticks = sum(own[proc.UTIME : proc.CSTIME + 1])
-        return (ticks + sum(sum(f[proc.UTIME : proc.STIME + 1]) for f in proc.children(server))) / proc.TICKS_A_SECOND
+        ended = sum(proc.fields(server)[proc.CUTIME : proc.CSTIME + 1]) / proc.TICKS_A_SECOND
+        return ended + sum(map(proc.thread_cpu_s, [server, *proc.children(server)]))
 
     def log_size(self) -> int:
         """Where the server's log ends now."""

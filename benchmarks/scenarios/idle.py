@@ -2,8 +2,8 @@
 What a worker takes when there is nothing to do, and its memory when there is very much.
 
 `idle`: transactions a second in its database (pg_stat_database, asked for from another one), CPU of the worker and of the
-whole server, as per cents of a core. `pending`: the most memory that it ever had, while it drained the first N of the
-crowd.
+whole server, as per cents of a core. `pending`: its memory once it has drained the first N of the crowd, and the most
+that it ever had until then.
 """
 
 import time
@@ -77,6 +77,6 @@ def _loaded(turn: Turn, crowd: int, options: Options) -> dict[str, float]:
         turn.check([worker])
         most = max(most, proc.memory_mib(worker.pid))
         time.sleep(POLL_S)
-    figures = {"rss_mib": max(most, proc.memory_mib(worker.pid)), "peak_mib": proc.memory_mib(worker.pid, "VmHWM")}
+    figures = {"rss_mib": proc.memory_mib(worker.pid), "peak_mib": max(most, proc.memory_mib(worker.pid, "VmHWM"))}
     turn.stop([worker], timeout_s=3)
     return figures
