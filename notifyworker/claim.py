@@ -28,8 +28,8 @@ class Claims:
 
     `free` tells how many runs may be claimed now. `on_claimed` gets the runs of a claim, and the moment in
     time.monotonic() at which it was sent; `on_answer` hears of each whether it found something, and whether there may be
-    more. `on_orphan` gets a row of orphans.sql for each run that is this worker's by
-    the database's word and of which it knows nothing.
+    more. `on_orphan` gets a row of orphans.sql for each run that is this worker's by the database's word and of which it
+    knows nothing.
     """
 
     def __init__(

@@ -90,12 +90,12 @@ class Lanes:
     def read(self, slack: timedelta, began: float, now: float) -> None:
         """Take note of how long it took to read."""
         if slack is WIDE_SLACK:
-            self._wide_again_at = now + (now - began) * (1 / LOOK_SHARE - 1)
+            self._wide_again_at = _again_at(began, now)
 
     def looked(self, seen: Iterable[tuple[str, str, int, datetime, bool]], began: float, now: float) -> bool:
         """Take note of a look from the beginning: kind, project, rank, mark, whether a run is ready. Tell if any is."""
         self.look_took_s = now - began
-        self._look_again_at = now + self.look_took_s * (1 / LOOK_SHARE - 1)
+        self._look_again_at = _again_at(began, now)
         for lane in self._lanes.values():
             lane.is_ready = False
         any_ready = False
@@ -136,3 +136,8 @@ class Lanes:
         idle = sorted((lane.mark, key) for key, lane in self._lanes.items() if not lane.is_ready)
         for _, key in idle[: max(0, len(self._lanes) - LANES_A_CLAIM)]:
             del self._lanes[key]
+
+
+def _again_at(began: float, now: float) -> float:
+    """When that which has taken from `began` until now may be done again, to take LOOK_SHARE of the time."""
+    return now + (now - began) * (1 / LOOK_SHARE - 1)

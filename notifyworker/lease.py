@@ -125,8 +125,7 @@ class LeaseKeeper:
         """
         if not self.holds(run_id, lease_token):
             return
-        renewed_at = max(self._renewed.get(run_id, 0.0), self._held[run_id][1])
-        if self._exits_on_lapse and time.monotonic() > renewed_at + self._settings.lapse_s:
+        if self._exits_on_lapse and time.monotonic() > self._renewed_at(run_id, self._held[run_id][1]) + self._settings.lapse_s:
             self._exit("a handler ended after its lease")
         self._over.add(run_id)
 
@@ -302,12 +301,14 @@ class LeaseKeeper:
         over = self._over.copy()
         return {run_id: lease for run_id, lease in self._held.copy().items() if run_id not in over}
 
+    def _renewed_at(self, run_id: UUID, claimed_at: float) -> float:
+        """The later of the two: a renewal may be of an earlier lease of the same run, however long ago."""
+        return max(self._renewed.get(run_id, 0.0), claimed_at)
+
     def _lease_deadline(self) -> float:
         """When the oldest lease is so old that it may be another's soon."""
-        # The later of the two: a renewal may be of an earlier lease of the same run, however long ago.
-        renewed = self._renewed
         held = self._executing().items()
-        oldest = min((max(renewed.get(run_id, 0.0), claimed_at) for run_id, (_, claimed_at) in held), default=None)
+        oldest = min((self._renewed_at(run_id, claimed_at) for run_id, (_, claimed_at) in held), default=None)
         return float("inf") if oldest is None else oldest + self._settings.lapse_s
 
     def _give_up(self, why: str) -> None:

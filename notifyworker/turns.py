@@ -59,16 +59,15 @@ class Turns:
         self._has_more = has_more
 
     def close(self) -> None:
-        """Look no more."""
+        """Forget the late look that is due."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _look_late(self) -> None:
         self._is_late = True
         self._look()
 
     def _look(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.close()
         self._wake()

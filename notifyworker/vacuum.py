@@ -32,10 +32,13 @@ class Vacuum:
         self._is_wanted = asyncio.Event()
         self._is_told = False
         self._in_vain = 0
-        #: Whether this worker may vacuum; None: not yet asked.
-        self.is_allowed: bool | None = None
-        #: Whether the last vacuums freed next to nothing: somebody holds an old snapshot.
-        self.is_held_up = False
+        # Whether this worker may vacuum; None: not yet asked.
+        self._is_allowed: bool | None = None
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether the last vacuums freed next to nothing: somebody holds an old snapshot."""
+        return self._in_vain >= _IN_VAIN
 
     def saw(self, dead_rows: int) -> None:
         """Take note of one look of the leader, or of the end of its leadership (0)."""
@@ -51,9 +54,9 @@ class Vacuum:
         while True:
             await self._is_wanted.wait()
             try:
-                if self.is_allowed is None:
-                    self.is_allowed = await self._store.may_vacuum(self._link)
-                pause_s = await self._vacuum(pause_s) if self.is_allowed else self._do_without()
+                if self._is_allowed is None:
+                    self._is_allowed = await self._store.may_vacuum(self._link)
+                pause_s = await self._vacuum(pause_s) if self._is_allowed else self._do_without()
             except DatabaseError as error:
                 self._metrics.database_errors.labels("vacuum").inc()
                 log.warning("vacuum_failed", error=brief(error))
@@ -70,7 +73,6 @@ class Vacuum:
         left = await self._store.dead_rows(self._link)
         self._metrics.vacuums.inc()
         self._in_vain = self._in_vain + 1 if left > before * 0.9 else 0
-        self.is_held_up = self._in_vain >= _IN_VAIN
         if self.is_held_up and not self._is_told:
             log.warning("vacuum_frees_nothing", dead_rows=left, hint="a session holds an old snapshot; claims go on from marks")
         self._is_told = self.is_held_up

@@ -57,6 +57,7 @@ class Conductor:
         self._stopping = False
         self._sink: Callable[[dict[str, object]], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._notes: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="notifyworker handler")
         self._make_parts(settings, standalone=standalone)
 
@@ -257,8 +258,7 @@ class Conductor:
         return execute(attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes)
 
     def _begun(self, attempt: Attempt) -> None:
-        if self._sink is not None:
-            self._publish(attempt.run.run_id, attempt.run.kind, "running")
+        self._publish(attempt.run.run_id, attempt.run.kind, "running")
 
     def _over(self, attempt: Attempt) -> None:
         self.keeper.handler_ended(attempt.run.run_id, attempt.run.lease_token)
@@ -360,12 +360,16 @@ class Conductor:
     def _mode_changed(self, mode: str) -> None:
         self.reaper.lead(is_leading=mode != "follower")
         if mode != "follower" and not self._stopping:
-            note = asyncio.get_running_loop().create_task(self._note_mode(mode))
-            note.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._in_background(self._note_mode(mode))
 
     def _hand_on(self, message: str) -> None:
-        note = asyncio.get_running_loop().create_task(self._notify(message))
-        note.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._in_background(self._notify(message))
+
+    def _in_background(self, note: Coroutine[Any, Any, None]) -> None:
+        """Execute one statement that nobody waits for. It is held until it ends: the loop itself only knows of it weakly."""
+        task = asyncio.get_running_loop().create_task(note)
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
 
     async def _notify(self, message: str) -> None:
         try:
