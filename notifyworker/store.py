@@ -133,8 +133,8 @@ class Store:
         rows = await on.fetch(self._sql["progress"], run.run_id, run.lease_token, lease_owner, progress)
         return bool(rows)
 
-    async def settle(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> set[UUID]:
-        """Running -> completed, failed or cancelled; return those that were settled."""
+    async def settle(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> int:
+        """Running -> completed, failed or cancelled; return how many were settled."""
         rows = await on.fetch(
             self._sql["settle"],
             lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes],
@@ -142,7 +142,7 @@ class Store:
             _unless_all([o.effects for o in outcomes], usual=None), _unless_all([o.error_code for o in outcomes], usual=None),
             _unless_all([o.error for o in outcomes], usual=None), _unless_all([o.was_started for o in outcomes], usual=True),
         )  # fmt: skip
-        return {row["run_id"] for row in rows}
+        return int(rows[0]["count"])
 
     async def give_back(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> set[UUID]:
         """Running -> pending; return those that were given back."""
