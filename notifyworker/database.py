@@ -11,8 +11,9 @@ import random
 import socket
 import ssl
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
@@ -31,6 +32,9 @@ DatabaseError = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 #: One class id of two-int advisory locks is this project's; the other int is made from the schema's *name*, which is
 #: the same on every node and differs between installations in one database.
 LOCK_CLASS = 0x6E77726B
+
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Queryable(Protocol):
@@ -64,18 +68,18 @@ async def home(dsn: str, schema: str) -> str:  # noqa: ARG001 - the seam; on one
     return dsn
 
 
-async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: int = 30) -> Connection:
+async def connect(dsn: str, *, schema: str, purpose: str, session: Mapping[str, str] = _NOTHING) -> Connection:
     """
     Open a connection within CONNECT_S seconds, or twice that through a pooler.
 
     A pooler is known by refusing our startup parameters, or else by the process id that it invents: through one it is
-    opened without them and without prepared statements. Raises asyncpg's errors, OSError or TimeoutError; `explain`
+    opened without them and without prepared statements. `session` overrides single ones of them. Raises asyncpg's errors, OSError or TimeoutError; `explain`
     turns them into a sentence.
     """
     where = await home(dsn, schema)
     name = f"notifyworker {purpose}"
     try:
-        connection = await _open_direct(where, name, longest_statement_s) or await _open_pooled(where, name)
+        connection = await _open_direct(where, name, session) or await _open_pooled(where, name)
     except (asyncpg.ClientConfigurationError, ValueError, OverflowError) as error:  # the last: a port beyond 65535
         if isinstance(error, ssl.SSLError):
             raise
@@ -85,7 +89,7 @@ async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: i
     return connection
 
 
-async def reconnect(dsn: str, *, schema: str, purpose: str, longest_statement_s: int = 30) -> Connection:
+async def reconnect(dsn: str, *, schema: str, purpose: str, session: Mapping[str, str] = _NOTHING) -> Connection:
     """
     Open a connection with a DSN that was good when the worker started.
 
@@ -93,15 +97,15 @@ async def reconnect(dsn: str, *, schema: str, purpose: str, longest_statement_s:
     DatabaseError alone.
     """
     try:
-        return await connect(dsn, schema=schema, purpose=purpose, longest_statement_s=longest_statement_s)
+        return await connect(dsn, schema=schema, purpose=purpose, session=session)
     except SettingsError as error:
         raise asyncpg.InterfaceError(str(error)) from None
 
 
-async def _open_direct(dsn: str, name: str, longest_statement_s: int) -> "Connection | None":
-    session = {**_SESSION, "application_name": name, "statement_timeout": f"{longest_statement_s}s"}
+async def _open_direct(dsn: str, name: str, session: Mapping[str, str]) -> "Connection | None":
+    settings = {**_SESSION, **session, "application_name": name}
     try:
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_S, server_settings=session)
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_S, server_settings=settings)
     except asyncpg.ProtocolViolationError:
         return None
     try:
@@ -152,10 +156,13 @@ _SESSION = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20s",
     "client_connection_check_interval": "2s",
+    "statement_timeout": "30s",
     "lock_timeout": "2s",
     "idle_in_transaction_session_timeout": "60s",
     "idle_session_timeout": "0",
     "default_transaction_isolation": "read committed",
+    # A claim or a renewal that a crash of the server takes back would give a live worker's run to another.
+    "synchronous_commit": "on",
     "jit": "off",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",

@@ -62,14 +62,16 @@ class Conductor:
         self._make_parts(settings, standalone=standalone)
 
     def _make_parts(self, settings: Settings, *, standalone: bool) -> None:
-        def opener(purpose: str) -> Callable[[], Coroutine[Any, Any, Connection]]:
-            return lambda: reconnect(self.dsn, schema=settings.schema_name, purpose=purpose)
+        def link(purpose: str, dsn: str = self.dsn, **session: str) -> Link:
+            return Link(lambda: reconnect(dsn, schema=settings.schema_name, purpose=purpose, session=session))
 
         direct = settings.listen_dsn.get_secret_value() if settings.listen_dsn else self.dsn
-        self._links = {purpose: Link(opener(purpose)) for purpose in ("claim", "settle", "side")}
-        self._links["vacuum"] = Link(
-            lambda: reconnect(direct, schema=settings.schema_name, purpose="vacuum", longest_statement_s=LONGEST_VACUUM_S)
-        )
+        self._links = {
+            "claim": link("claim"),
+            "settle": link("settle", synchronous_commit=settings.synchronous_commit),
+            "side": link("side"),
+            "vacuum": link("vacuum", direct, statement_timeout=f"{LONGEST_VACUUM_S}s"),
+        }
         self._side_link = self._links["side"]
         served = Served(
             max_attempts={kind: handler.retry.max_attempts for kind, handler in self._handlers.items()},
