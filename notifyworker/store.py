@@ -106,7 +106,7 @@ class Store:
         lease_owner: str,
         lease_s: float,
         enforce_shadow: bool,
-        desk: Desk,
+        desk: Desk | None = None,
     ) -> list[Run]:
         """Pending -> running, for up to `limit` runs, each with a fresh lease; in no order."""
         rows = await on.fetch(
