@@ -33,6 +33,9 @@ DatabaseError = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 #: the same on every node and differs between installations in one database.
 LOCK_CLASS = 0x6E77726B
 
+#: Of our sessions and migrations: names that are written without a schema are the server's own.
+SEARCH_PATH = "pg_catalog, pg_temp"
+
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -151,6 +154,8 @@ async def is_direct(connection: Connection, *, timeout_s: float = CONNECT_S) -> 
 #: The planner's choices are narrowed since statistics of a queue are always stale: every statement here is meant to be
 #: executed by nested loops over indexes, planned once.
 _SESSION = {
+    # A function that somebody put into the schema public could fit a call of ours better than the server's own.
+    "search_path": SEARCH_PATH,
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "3",
     "tcp_keepalives_count": "3",

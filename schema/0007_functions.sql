@@ -1,4 +1,5 @@
--- What can be asked for from any driver. SECURITY DEFINER, so that a role may do exactly this and nothing else.
+-- What can be asked for from any driver. SECURITY DEFINER, so that a role may do exactly this and nothing else. Where
+-- projects are separated (0008), runs of other projects are not there for it.
 
 -- One more entry in `errors`, with the database's time: the last 50 are kept, and the first of them tells how many were
 -- cut.
@@ -33,6 +34,10 @@ CREATE FUNCTION {schema}.enqueue(
 DECLARE
     holder uuid;
 BEGIN
+    IF NOT {schema}.caller_sees(enqueue.project_id) THEN
+        RAISE EXCEPTION 'this role may not enqueue for the project "%"', enqueue.project_id
+            USING ERRCODE = 'insufficient_privilege', HINT = 'The owner of the schema binds roles by bind_role().';
+    END IF;
     -- The key's holder may be settled between the INSERT and the look: then it is free, and the INSERT goes again.
     LOOP
         INSERT INTO {schema}.runs AS r (run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout,
@@ -60,7 +65,7 @@ DECLARE
     was_running boolean;
 BEGIN
     WITH gone AS (
-        DELETE FROM {schema}.runs AS r WHERE r.run_id = cancel.run_id RETURNING *
+        DELETE FROM {schema}.runs AS r WHERE r.run_id = cancel.run_id AND {schema}.caller_sees(r.project_id) RETURNING *
     ), moved AS (
         INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
             priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,
@@ -72,7 +77,8 @@ BEGIN
     )
     SELECT state = 'running' INTO was_running FROM gone;
     IF was_running IS NULL THEN
-        IF EXISTS (SELECT FROM {schema}.run_history AS h WHERE h.run_id = cancel.run_id) THEN
+        IF EXISTS (SELECT FROM {schema}.run_history AS h
+                    WHERE h.run_id = cancel.run_id AND {schema}.caller_sees(h.project_id)) THEN
             RAISE EXCEPTION 'run % is settled already', cancel.run_id USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
         RAISE EXCEPTION 'no run has the id %', cancel.run_id USING ERRCODE = 'no_data_found';
@@ -91,13 +97,14 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     old {schema}.run_history;
 BEGIN
-    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry.run_id) THEN
+    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry.run_id AND {schema}.caller_sees(r.project_id)) THEN
         RAISE EXCEPTION 'run % is live', retry.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Only a settled run can be retried.';
     END IF;
     DELETE FROM {schema}.run_history AS h
      WHERE h.run_id = retry.run_id
        AND h.finished_at = (SELECT max(l.finished_at) FROM {schema}.run_history AS l WHERE l.run_id = retry.run_id)
+       AND {schema}.caller_sees(h.project_id)
     RETURNING * INTO old;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no run has the id %', retry.run_id USING ERRCODE = 'no_data_found';
@@ -120,11 +127,11 @@ END $$;
 CREATE FUNCTION {schema}.forget(run_id uuid) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    DELETE FROM {schema}.run_history AS h WHERE h.run_id = forget.run_id;
+    DELETE FROM {schema}.run_history AS h WHERE h.run_id = forget.run_id AND {schema}.caller_sees(h.project_id);
     IF FOUND THEN
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = forget.run_id) THEN
+    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = forget.run_id AND {schema}.caller_sees(r.project_id)) THEN
         RAISE EXCEPTION 'run % is live', forget.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Cancel it first.';
     END IF;
