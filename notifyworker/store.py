@@ -72,7 +72,7 @@ class Store:
     # The life of a run, in its order.
 
     async def run_insert(self, on: Queryable, new: NewRun) -> tuple[UUID, bool]:
-        """Insert; or find the live run that holds the idempotency key (then the second value is True)."""
+        """Insert; or find the run that holds the idempotency key (then the second value is True)."""
         row = (
             await on.fetch(
                 self._sql["run_insert"],
@@ -83,7 +83,7 @@ class Store:
         return row["run_id"], row["existing"]
 
     async def runs_insert(self, on: Queryable, new: Sequence[NewRun]) -> list[UUID | None]:
-        """Insert many; None where a live run holds the idempotency key."""
+        """Insert many; None where another run holds the idempotency key."""
         columns = (
             "run_id", "kind", "payload", "project_id", "priority", "run_at", "max_attempts", "timeout", "expires_at",
             "idempotency_key", "is_shadow", "headers", "concurrency_key",
@@ -169,6 +169,10 @@ class Store:
     async def expire(self, on: Queryable, *, limit: int) -> int:
         """Pending -> cancelled, for runs that may no longer be started; return how many."""
         return len(await on.fetch(self._sql["expire"], limit))
+
+    async def keys_forget(self, on: Queryable, *, limit: int) -> int:
+        """Delete idempotency keys whose time is over; return how many."""
+        return len(await on.fetch(self._sql["keys_forget"], limit))
 
     async def run_cancel(self, on: Queryable, run_id: UUID) -> str:
         """Pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
