@@ -82,12 +82,24 @@ async def connect(dsn: str, *, schema: str, purpose: str, session: Mapping[str, 
     where = await home(dsn, schema)
     name = f"notifyworker {purpose}"
     try:
-        connection = await _open_direct(where, name, session) or await _open_pooled(where, name)
+        connection = await _open_direct(where, name, {**_SESSION, **session}) or await _open_pooled(where, name)
     except (asyncpg.ClientConfigurationError, ValueError, OverflowError) as error:  # the last: a port beyond 65535
         if isinstance(error, ssl.SSLError):
             raise
         message = "dsn: not a PostgreSQL connection string, or with options that do not fit together"
         raise SettingsError(message, hint="postgresql://user:password@host:5432/database") from None
+    _keep_alive(connection)
+    return connection
+
+
+async def connect_plainly(dsn: str, *, schema: str, purpose: str) -> Connection:
+    """Open a connection for somebody else's statements: with the database's own settings, but noticed when it is dead."""
+    where, name = await home(dsn, schema), f"notifyworker {purpose}"
+    connection = await _open_direct(where, name, _ALIVE)
+    if connection is None:
+        connection = await asyncpg.connect(
+            where, timeout=CONNECT_S, statement_cache_size=0, server_settings={"application_name": name}
+        )
     _keep_alive(connection)
     return connection
 
@@ -106,9 +118,8 @@ async def reconnect(dsn: str, *, schema: str, purpose: str, session: Mapping[str
 
 
 async def _open_direct(dsn: str, name: str, session: Mapping[str, str]) -> "Connection | None":
-    settings = {**_SESSION, **session, "application_name": name}
     try:
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_S, server_settings=settings)
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_S, server_settings={**session, "application_name": name})
     except asyncpg.ProtocolViolationError:
         return None
     try:
@@ -150,30 +161,41 @@ async def is_direct(connection: Connection, *, timeout_s: float = CONNECT_S) -> 
     return await connection.execute(mine, timeout=timeout_s) == "SELECT 1"
 
 
-#: For every direct connection. Low limits that a role may have are ours to set: each statement has its own deadline.
-#: The planner's choices are narrowed since statistics of a queue are always stale: every statement here is meant to be
-#: executed by nested loops over indexes, planned once.
-_SESSION = {
-    # A function that somebody put into the schema public could fit a call of ours better than the server's own.
-    "search_path": SEARCH_PATH,
+#: How the server notices that a client has gone.
+_ALIVE = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "3",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20s",
     "client_connection_check_interval": "2s",
+}
+#: What our own statements are executed with. The planner's choices are narrowed since statistics of a queue are always
+#: stale: every statement here is meant to be executed by nested loops over indexes, planned once.
+_OURS = {
+    # A function that somebody put into the schema public could fit a call of ours better than the server's own.
+    "search_path": SEARCH_PATH,
     "statement_timeout": "30s",
     "lock_timeout": "2s",
-    "idle_in_transaction_session_timeout": "60s",
-    "idle_session_timeout": "0",
-    "default_transaction_isolation": "read committed",
-    # A claim or a renewal that a crash of the server takes back would give a live worker's run to another.
-    "synchronous_commit": "on",
     "jit": "off",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "plan_cache_mode": "force_generic_plan",
 }
+#: For every direct connection of ours. Low limits that a role may have are ours to set: each statement has its own deadline.
+_SESSION = {
+    **_ALIVE,
+    **_OURS,
+    "idle_in_transaction_session_timeout": "60s",
+    "idle_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    # A claim or a renewal that a crash of the server takes back would give a live worker's run to another.
+    "synchronous_commit": "on",
+}
+#: For statements of ours at the end of somebody else's transaction.
+IN_TRANSACTION = "; ".join(
+    f"SET LOCAL {name} = {value if name == 'search_path' else repr(value)}" for name, value in _OURS.items()
+)
 
 
 def _keep_alive(connection: Connection) -> None:
