@@ -660,3 +660,23 @@ async def test_a_claim_whose_answer_was_lost_costs_no_lease_when_nothing_else_is
 
     assert (run["state"], run["attempt"], run["lease_token"]) == ("completed", 1, 2)
     assert "the answer to its claim was lost" in run["errors"]
+
+
+async def test_a_look_that_had_to_wait_for_a_lock_does_not_put_off_the_next(dsn, make_worker, connection):
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    stranger = await asyncpg.connect(dsn)
+    async with worker:
+        await eventually(lambda: worker._conductor.listener.is_hearing)
+        async with stranger.transaction():
+            await stranger.execute("LOCK TABLE notifyworker.runs IN ACCESS EXCLUSIVE MODE")
+            await connection.execute("SELECT pg_notify('notifyworker', '')")
+            waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND now() - waitstart > interval '0.7 s')"
+            await eventually(lambda: connection.fetchval(waits))
+        run = await settled(connection, await insert(connection, "a"), 5)
+
+    assert run["state"] == "completed"
+    await stranger.close()
