@@ -112,6 +112,14 @@ async def exits(run: Run) -> dict[str, int]:
         os._exit(3)
 
 
+@worker.handler("memory")
+async def memory(run: Run) -> dict[str, int]:
+    """Take 10 MB after the other, up to 1 GB: the kernel kills a process that may have less."""
+    with noted(run) as result:
+        taken = [bytearray(b"x" * 10_000_000) for _ in range(100)]
+        return {**result, "taken": len(taken)}
+
+
 @worker.handler("endless", timeout=1, retry=Retry(max_attempts=2, base_s=0.05))
 async def endless(run: Run) -> dict[str, int]:
     with noted(run) as result:

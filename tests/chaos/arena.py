@@ -66,6 +66,7 @@ class Arena:
         self.cluster = cluster
         self.database = database
         self.directory = directory
+        self.seed = seed
         self.random = random.Random(seed)
         (directory / "ledger").mkdir(parents=True)
         self.ledger = Ledger(directory / "ledger", "harness")

@@ -1,9 +1,13 @@
 """Workers that are killed, frozen, or ruined by their own handlers."""
 
+import contextlib
+import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from chaos.acts import act, lapsed, presumed_dead
+from chaos.acts import Skip, act, lapsed, presumed_dead
 from chaos.arena import Arena
 from chaos.wire import At, Rule, statement
 
@@ -175,3 +179,42 @@ async def exits(a: Arena) -> float:
     await a.settled(ids, within_s=2 * presumed_dead(a.form) + 20)
     a.injected += len(a.starts(ids))
     return time.monotonic() - began
+
+
+@act("handler that takes all memory: failed after two", lambda form: 2 * presumed_dead(form))
+async def memory(a: Arena) -> float:
+    members = await a.workers(3, **a.form.presence)
+    with _little_memory([member.pid for member in members]):
+        ids = await a.insert("memory", max_attempts=2)
+        began = await a.started(ids)
+        await a.settled(ids, within_s=2 * presumed_dead(a.form) + 20)
+        a.injected += len(a.starts(ids))
+    ended = [await member.ended(1) for member in members if not member.is_running]
+    if ended != [-signal.SIGKILL] * 2:
+        a.wrong.append(f"the workers ended with {ended}")
+    return time.monotonic() - began
+
+
+@contextlib.contextmanager
+def _little_memory(pids: Sequence[int]) -> Iterator[None]:
+    """Give these processes 200 MB together, beyond which the kernel kills."""
+    top, limit = Path("/sys/fs/cgroup"), "memory.max"
+    if not (top / "cgroup.controllers").exists():
+        top, limit = top / "memory", "memory.limit_in_bytes"
+    group = top / f"chaos-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text("200M")
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        message = f"a memory cgroup can't be made here, which takes root ({error.strerror})"
+        raise Skip(message) from error
+    try:
+        yield
+    finally:
+        for left in (group / "cgroup.procs").read_text().split():
+            (top / "cgroup.procs").write_text(left)
+        group.rmdir()

@@ -117,20 +117,20 @@ async def latency(a: Arena) -> float:
     return worst
 
 
-async def _cut_off(a: Arena, seconds: float) -> float:
+async def _cut_off(a: Arena, seconds: float, *, is_noticed: bool = True) -> float:
     """
-    A worker's host loses its network, the server notices, and after `seconds` all is back.
+    A worker's host loses its network, and after `seconds` all is back. `is_noticed`: the server ends its sessions.
 
     The worker must give its runs up before others start them: `check` compares the handlers' times. Recovery: until it
     works again after that.
     """
-    await a.workers(2, **a.form.presence)
+    await a.workers(2, **(a.form.presence if is_noticed else {}))
     a.fleet.keep_up()
     until = a.file()
     ids = await a.insert("tick", 8, until=str(until))
     await a.started(ids)
     victim = a.random.choice(await a.holders(ids))
-    await victim.proxy.strand()
+    await (victim.proxy.strand() if is_noticed else victim.proxy.hold())
     a.injected += 1
     await asyncio.sleep(seconds)  # the fault is that it lasts
     await victim.proxy.heal()
@@ -160,6 +160,12 @@ async def cut_off_longer(a: Arena) -> float:
 @act("a worker cut off past the lease, and back", 5)
 async def cut_off_longest(a: Arena) -> float:
     return await _cut_off(a, a.form.cut_off_s[2])
+
+
+@act("a worker in silence past the lease, and back", 5)
+async def silent_worker(a: Arena) -> float:
+    """The server does not notice: its sessions stay, presence too, and the lease alone tells."""
+    return await _cut_off(a, a.form.lease_s + 2 * a.form.reaper_interval_s, is_noticed=False)
 
 
 @act("one byte a second, then all is well again", 2)
@@ -202,7 +208,11 @@ async def _lost_commit(a: Arena, at: At) -> float:
         with contextlib.suppress(asyncio.CancelledError):
             await task
         await producer.close()
-    return 0.0
+    unheard = [run for entry in a.reader.look() if entry.what == "unknown" for run in entry.facts["runs"]]
+    there = await a.value("SELECT count(*) FROM chaos.inserted WHERE run_id = ANY ($1::uuid[])", unheard)
+    if there != (len(unheard) if at == "answer" else 0):
+        a.wrong.append(f"{there} of {len(unheard)} runs are there whose COMMIT was cut at its {at}")
+    return await a.pickup()
 
 
 @act("a producer's COMMIT executed, its answer lost", 1)

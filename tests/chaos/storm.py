@@ -1,6 +1,7 @@
 """All of it at once: a fleet and producers under a random mixture of faults, in an order that the seed decides."""
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -10,7 +11,7 @@ from chaos.producer import Producer
 
 _WORKERS = 4
 _PRODUCERS = 2
-#: How much of a long mixture's time is spent before a fault is repeated: those that take a worker away for long.
+#: So many faults that last go on at once.
 _AT_ONCE = 3
 
 
@@ -49,6 +50,8 @@ class Storm:
                 await producer.close()
 
     async def _hurt(self, work: "list[asyncio.Task[None]]") -> None:
+        # What is drawn from this one is the same for the same seed, whatever the faults take.
+        order = random.Random(self.a.seed)
         deck: list[str] = []
         dealt = 0
         while True:
@@ -59,42 +62,45 @@ class Storm:
                     names = [name for name in names if not self.fired[name]]  # such as a freeze of one who was killed then
                     if not names or dealt > 5 * len(FAULTS):
                         return
-                deck = self.a.random.sample(names, len(names))
+                deck = order.sample(names, len(names))
             name = deck.pop()
             dealt += 1
+            r = random.Random(order.getrandbits(32))
             self.a.ledger.note("fault", name=name)
             if name in _LASTING:
                 await self._lasting.acquire()
-                task = asyncio.create_task(self._lasts(name))
+                task = asyncio.create_task(self._lasts(name, r))
                 self._background.add(task)
                 task.add_done_callback(self._background.discard)
             else:
-                await self._inject(name)
-            await asyncio.sleep(self.a.random.uniform(0.05, 0.5))  # the storm's own rhythm
+                await self._inject(name, r)
+            await asyncio.sleep(order.uniform(0.05, 0.5))  # the storm's own rhythm
 
-    async def _lasts(self, name: str) -> None:
+    async def _lasts(self, name: str, r: random.Random) -> None:
         try:
-            await self._inject(name)
+            await self._inject(name, r)
         finally:
             self._lasting.release()
 
-    async def _inject(self, name: str) -> None:
-        hits = await FAULTS[name](self)
+    async def _inject(self, name: str, r: random.Random) -> None:
+        hits = await FAULTS[name](self, r)
         self.fired[name] += hits
         self.a.injected += hits
 
-    def victim(self) -> Member:
-        """One of the fleet, as the seed decides; a place whose worker has just ended counts."""
-        return self.a.random.choice(self.members)
+    def victim(self, r: random.Random) -> Member:
+        """One of the fleet; a place whose worker has just ended counts."""
+        return r.choice(self.members)
 
-    def seconds(self) -> float:
-        """How long something short lasts."""
-        return self.a.random.uniform(0.3, 1.5)
+
+def seconds(r: random.Random) -> float:
+    """How long something short lasts."""
+    return r.uniform(0.3, 1.5)
 
 
 #: Leases end about as early as absence tells, so that both take runs over.
 _MIXED = {"poll_interval_s": 5, "lease_s": 9}
-Fault = Callable[[Storm], Awaitable[int]]
+#: Hits, with the random numbers of this one injection, and returns how often it hit.
+Fault = Callable[[Storm, random.Random], Awaitable[int]]
 FAULTS: dict[str, Fault] = {}
 _LASTING: set[str] = set()
 
