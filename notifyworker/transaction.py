@@ -7,6 +7,7 @@ locked under the same lease it was rolled back; and once the row is gone it was 
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, cast
@@ -158,7 +159,7 @@ class Transactions:
             if is_refusal(error):
                 await _roll_back(connection, transaction)
                 raise
-            connection.terminate()
+            _cut(connection)
             log.warning("commit_unknown", run_id=str(attempt.run.run_id), kind=attempt.run.kind, error=brief(error))
             if not await self._was_committed(attempt, outcome):
                 raise
@@ -207,6 +208,11 @@ async def _roll_back(connection: Connection, transaction: Transaction) -> None:
         async with asyncio.timeout(CANCEL_S):
             await transaction.rollback()
     except BaseException as error:
-        connection.terminate()
+        _cut(connection)
         if not isinstance(error, DatabaseError):
             raise
+
+
+def _cut(connection: Connection) -> None:
+    with contextlib.suppress(asyncpg.InterfaceError):  # the pool has taken it back already: it was cut before
+        connection.terminate()

@@ -1,12 +1,17 @@
 """run.transaction(): the handler's writes and the settle of its run are there together, or not at all."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
 import asyncpg
 import pytest
 import structlog
+from chaos.proxy import Proxy
+from chaos.thread import ProxyThread
+from chaos.wire import Rule, statement
 from servers import eventually
 
 from notifyworker import Cancel, Fail, LeaseLost, Retry, Run, Snooze, Worker
@@ -369,3 +374,108 @@ async def test_a_timeout_inside_rolls_back(make_worker, db):
 
     assert (run["state"], run["error_code"]) == ("failed", "E-RUN-003")
     assert await effects(db) == []
+
+
+# Cut before and after every statement of it
+
+
+@pytest.fixture
+async def proxy(dsn: str) -> AsyncIterator[Proxy]:
+    thread = ProxyThread()
+    parts = urlsplit(dsn)
+    sockets = dict(parse_qsl(parts.query)).get("host")
+    proxy = await Proxy("transaction", thread, f"{sockets}/.s.PGSQL.5432" if sockets else parts.port or 5432).start()
+    yield proxy
+    await proxy.stop()
+    thread.stop()
+
+
+@pytest.fixture
+def make_proxied(make_worker, dsn: str, proxy: Proxy) -> Callable[[], Worker]:
+    parts = urlsplit(dsn)
+    login = parts.netloc.rpartition("@")[0]
+    return lambda: make_worker(dsn=parts._replace(netloc=f"{login}@127.0.0.1:{proxy.port}", query="").geturl())
+
+
+COMMIT = "COMMIT;"  # BEGIN has READ COMMITTED
+STATEMENTS = ("BEGIN", WRITE, "SET LOCAL", statement("lock_waiting"), statement("settle"), COMMIT)
+
+
+@pytest.mark.parametrize("at", ["request", "answer"])
+@pytest.mark.parametrize("text", STATEMENTS, ids=["begin", "write", "set", "lock", "settle", "commit"])
+async def test_a_cut_connection_loses_nothing_and_repeats_nothing(make_proxied, db, proxy, text, at):
+    """Where the COMMIT was executed and only its answer is lost, the handler is not called again."""
+    worker: Worker = make_proxied()
+    called: list[int] = []
+
+    @worker.handler("a", retry=Retry(max_attempts=3, base_s=0.01))
+    async def handle(run: Run) -> None:
+        called.append(run.attempt)
+        async with run.transaction() as connection:
+            await connection.execute(WRITE, run.run_id)
+            run.result = run.attempt
+
+    rule = await proxy.arm(Rule(text, at, "cut", purpose="handler"))
+    async with worker:
+        run = await settled(db, await insert(db))
+
+    assert rule.fired.is_set()
+    expected = 1 if (text, at) == (COMMIT, "answer") else 2
+    assert called == [1, 2][:expected]
+    assert (run["state"], run["attempt"], run["result"]) == ("completed", expected, str(expected))
+    assert await effects(db) == [run["run_id"]]
+    assert await db.fetchval("SELECT count(*) FROM notifyworker.run_history") == 1
+
+
+@pytest.mark.parametrize(("wish", "state"), [(Cancel("no"), "cancelled"), (Fail("no"), "failed"), (Snooze(0.01), "completed")])
+async def test_a_wish_whose_commit_had_no_answer_is_found_out(make_proxied, db, proxy, wish, state):
+    worker: Worker = make_proxied()
+
+    @worker.handler("a", retry=Retry(max_attempts=1))
+    async def handle(run: Run) -> None:
+        async with run.transaction() as connection:
+            await connection.execute(WRITE, run.run_id)
+            if run.lease_token == 1:
+                raise wish
+
+    rule = await proxy.arm(Rule(COMMIT, "answer", "cut", purpose="handler"))
+    async with worker:
+        run = await settled(db, await insert(db))
+
+    assert rule.fired.is_set()
+    assert (run["state"], run["attempt"]) == (state, 1)
+    assert len(await effects(db)) == run["lease_token"] == (2 if isinstance(wish, Snooze) else 1)
+
+
+async def test_a_commit_that_goes_on_after_its_connection_is_waited_for(make_proxied, db, proxy):
+    """It is neither done nor undone yet: the run's row is locked, and so the handler must not be called again."""
+    await db.execute(
+        """CREATE FUNCTION public.slowly() RETURNS trigger LANGUAGE plpgsql AS $$
+           BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
+           CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON public.effects DEFERRABLE INITIALLY DEFERRED
+           FOR EACH ROW EXECUTE FUNCTION public.slowly();
+           SELECT pg_advisory_lock(1)"""
+    )
+    worker: Worker = make_proxied()
+    called: list[int] = []
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None:
+        called.append(run.attempt)
+        async with run.transaction() as connection:
+            await connection.execute("SET client_connection_check_interval = 0")  # or the server would see that it was cut
+            await connection.execute(WRITE, run.run_id)
+
+    blocked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = 1"
+    with structlog.testing.capture_logs() as logs:
+        async with worker:
+            run_id = await insert(db)
+            await eventually(lambda: db.fetchval(blocked))
+            await proxy.cut("handler")
+            await eventually(lambda: [entry for entry in logs if entry["event"] == "commit_unknown"])
+            await db.execute("SELECT pg_advisory_unlock(1)")
+            run = await settled(db, run_id)
+
+    assert called == [1]
+    assert (run["state"], run["attempt"]) == ("completed", 1)
+    assert await effects(db) == [run_id]

@@ -22,10 +22,11 @@ Way = Literal["to server", "to client"]
 class Proxy:
     """One worker's way to the server. Methods are called from the harness's loop; what they change is the thread's."""
 
-    def __init__(self, name: str, thread: ProxyThread, server_port: int) -> None:
+    def __init__(self, name: str, thread: ProxyThread, server: int | str) -> None:
         self.name = name
         self.thread = thread
-        self.server_port = server_port
+        #: Its port on loopback, or the path of its socket.
+        self.server = server
         self.port = 0
         self.pairs: set[_Pair] = set()
         self.rules: list[Rule] = []
@@ -47,6 +48,12 @@ class Proxy:
 
         await self.thread.do(listen())
         return self
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a connection to the server."""
+        if isinstance(self.server, str):
+            return await asyncio.open_unix_connection(self.server)
+        return await asyncio.open_connection("127.0.0.1", self.server)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -198,7 +205,7 @@ class _Pair:
             await self._swallow()
             return
         try:
-            server, self.to_server = await asyncio.open_connection("127.0.0.1", self.proxy.server_port)
+            server, self.to_server = await self.proxy.connect()
         except OSError:
             return
         async with asyncio.TaskGroup() as both:
