@@ -91,7 +91,7 @@ class Sidecar:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                protocols(runner.server), host or None, port, ssl=context, ssl_handshake_timeout=context and HANDSHAKE_S
+                protocols(runner.server), host or None, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_S if context else None
             )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
