@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -359,3 +360,19 @@ async def test_policies_change_no_plan_of_a_worker(any_dsn):
         await worker.close()
         assert after == before
         assert "InitPlan" in str(await house.a.fetch("EXPLAIN SELECT payload FROM notifyworker.runs"))
+
+
+async def test_the_example_of_the_documentation(any_dsn):
+    """SECURITY.md"""
+    text = (Path(__file__).parents[1] / "SECURITY.md").read_text()
+    (example,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    async with house_of(any_dsn, separated=False) as house, login(any_dsn, "notifyworker_observer") as (name, session):
+        await house.owner.execute(f"CREATE ROLE shop_app; CREATE ROLE support; GRANT shop_app TO {name}")
+        try:
+            await house.owner.execute(example)
+            await insert(house.owner, "shop", "wares")
+            assert await projects(session) == {"shop"}
+            await house.owner.execute(f"REVOKE shop_app FROM {name}; GRANT support TO {name}")
+            assert await projects(session) == {"a", "b", "shop"}
+        finally:
+            await house.owner.execute("DROP ROLE shop_app; DROP ROLE support")

@@ -24,6 +24,8 @@ from test_cli import start
 from test_http import serve
 
 import notifyworker.cli as command
+from notifyworker.errors import NotifyWorkerError
+from notifyworker.migrate import open_or_explain
 from notifyworker.observe import configure_logging, outline
 
 PASSWORD = "hush-4711/pass#word"
@@ -366,6 +368,25 @@ def test_an_outline_ends() -> None:
         error = after
     assert outline(error).count("TypeError") == 5
     assert MARK not in outline(error)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"postgresql://u:{PASSWORD}@127.0.0.1:1/db",
+        f"host=127.0.0.1 password={PASSWORD} dbname=db",
+        f"mysql://u:{quote(PASSWORD, safe='')}@127.0.0.1/db",
+        f"postgresql://u:{quote(PASSWORD, safe='')}@127.0.0.1:1/db",
+        f"postgresql://u@127.0.0.1:1/db?password={quote(PASSWORD, safe='')}",
+    ],
+)
+async def test_a_dsn_that_can_not_be_used_is_not_quoted(dsn: str) -> None:
+    """Also without the command line's own masking: what an embedded worker raises goes into its host's log."""
+    with pytest.raises(NotifyWorkerError) as raised:
+        await open_or_explain(dsn, "notifyworker")
+    assert MARK not in f"{raised.value} {raised.value!r} {raised.value.hint}"
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no /proc")
