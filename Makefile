@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types check audit lock bench clean
+.PHONY: help demo test lint types check chaos audit lock bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -47,6 +47,10 @@ audit: $(TOOLS)/.installed  ## known vulnerabilities of what is pinned; asks the
 lock: $(TOOLS)/.installed  ## pin anew what pyproject.toml asks for, with hashes (ARGS=--upgrade: the newest)
 	$(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra embedded --group dev \
 		pyproject.toml -o requirements-dev.txt $(ARGS)
+
+chaos: $(STAMP)  ## fleets that are hurt, and a ledger of what became of it (SHORT=1 SEED=7 ONLY=claim MUTATE=1)
+	PYTHONPATH=tests $(PYTHON) -m chaos $(if $(MUTATE),mutate,$(if $(SHORT),--short)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ONLY),--only "$(ONLY)")
 
 # A venv of its own for benchmarks: ours as locked, and the peers. arq has another; Node peers need node and npm.
 BENCH := benchmarks/.venv

@@ -11,8 +11,9 @@ import random
 import socket
 import ssl
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
@@ -34,6 +35,9 @@ LOCK_CLASS = 0x6E77726B
 
 #: Of our sessions and migrations: names that are written without a schema are the server's own.
 SEARCH_PATH = "pg_catalog, pg_temp"
+
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Queryable(Protocol):
@@ -67,18 +71,18 @@ async def home(dsn: str, schema: str) -> str:  # noqa: ARG001 - the seam; on one
     return dsn
 
 
-async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: int = 30) -> Connection:
+async def connect(dsn: str, *, schema: str, purpose: str, session: Mapping[str, str] = _NOTHING) -> Connection:
     """
     Open a connection within CONNECT_S seconds, or twice that through a pooler.
 
     A pooler is known by refusing our startup parameters, or else by the process id that it invents: through one it is
-    opened without them and without prepared statements. Raises asyncpg's errors, OSError or TimeoutError; `explain`
+    opened without them and without prepared statements. `session` overrides single ones of them. Raises asyncpg's errors, OSError or TimeoutError; `explain`
     turns them into a sentence.
     """
     where = await home(dsn, schema)
     name = f"notifyworker {purpose}"
     try:
-        connection = await _open_direct(where, name, longest_statement_s) or await _open_pooled(where, name)
+        connection = await _open_direct(where, name, {**_SESSION, **session}) or await _open_pooled(where, name)
     except (asyncpg.ClientConfigurationError, ValueError, OverflowError) as error:  # the last: a port beyond 65535
         if isinstance(error, ssl.SSLError):
             raise
@@ -88,7 +92,19 @@ async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: i
     return connection
 
 
-async def reconnect(dsn: str, *, schema: str, purpose: str, longest_statement_s: int = 30) -> Connection:
+async def connect_plainly(dsn: str, *, schema: str, purpose: str) -> Connection:
+    """Open a connection for somebody else's statements: with the database's own settings, but noticed when it is dead."""
+    where, name = await home(dsn, schema), f"notifyworker {purpose}"
+    connection = await _open_direct(where, name, _ALIVE)
+    if connection is None:
+        connection = await asyncpg.connect(
+            where, timeout=CONNECT_S, statement_cache_size=0, server_settings={"application_name": name}
+        )
+    _keep_alive(connection)
+    return connection
+
+
+async def reconnect(dsn: str, *, schema: str, purpose: str, session: Mapping[str, str] = _NOTHING) -> Connection:
     """
     Open a connection with a DSN that was good when the worker started.
 
@@ -96,15 +112,14 @@ async def reconnect(dsn: str, *, schema: str, purpose: str, longest_statement_s:
     DatabaseError alone.
     """
     try:
-        return await connect(dsn, schema=schema, purpose=purpose, longest_statement_s=longest_statement_s)
+        return await connect(dsn, schema=schema, purpose=purpose, session=session)
     except SettingsError as error:
         raise asyncpg.InterfaceError(str(error)) from None
 
 
-async def _open_direct(dsn: str, name: str, longest_statement_s: int) -> "Connection | None":
-    session = {**_SESSION, "application_name": name, "statement_timeout": f"{longest_statement_s}s"}
+async def _open_direct(dsn: str, name: str, session: Mapping[str, str]) -> "Connection | None":
     try:
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_S, server_settings=session)
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_S, server_settings={**session, "application_name": name})
     except asyncpg.ProtocolViolationError:
         return None
     try:
@@ -146,27 +161,41 @@ async def is_direct(connection: Connection, *, timeout_s: float = CONNECT_S) -> 
     return await connection.execute(mine, timeout=timeout_s) == "SELECT 1"
 
 
-#: For every direct connection. Low limits that a role may have are ours to set: each statement has its own deadline.
-#: The planner's choices are narrowed since statistics of a queue are always stale: every statement here is meant to be
-#: executed by nested loops over indexes, planned once.
-_SESSION = {
-    # A function that somebody put into the schema public could fit a call of ours better than the server's own.
-    "search_path": SEARCH_PATH,
+#: How the server notices that a client has gone.
+_ALIVE = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "3",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20s",
     "client_connection_check_interval": "2s",
+}
+#: What our own statements are executed with. The planner's choices are narrowed since statistics of a queue are always
+#: stale: every statement here is meant to be executed by nested loops over indexes, planned once.
+_OURS = {
+    # A function that somebody put into the schema public could fit a call of ours better than the server's own.
+    "search_path": SEARCH_PATH,
+    "statement_timeout": "30s",
     "lock_timeout": "2s",
-    "idle_in_transaction_session_timeout": "60s",
-    "idle_session_timeout": "0",
-    "default_transaction_isolation": "read committed",
     "jit": "off",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "plan_cache_mode": "force_generic_plan",
 }
+#: For every direct connection of ours. Low limits that a role may have are ours to set: each statement has its own deadline.
+_SESSION = {
+    **_ALIVE,
+    **_OURS,
+    "idle_in_transaction_session_timeout": "60s",
+    "idle_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    # A claim or a renewal that a crash of the server takes back would give a live worker's run to another.
+    "synchronous_commit": "on",
+}
+#: For statements of ours at the end of somebody else's transaction.
+IN_TRANSACTION = "; ".join(
+    f"SET LOCAL {name} = {value if name == 'search_path' else repr(value)}" for name, value in _OURS.items()
+)
 
 
 def _keep_alive(connection: Connection) -> None:

@@ -59,8 +59,10 @@ class Lanes:
         self._wide_again_at = 0.0
         # How far back was told of since the claim or look that is under way began: that one has not seen it.
         self._told: datetime | None = None
-        #: Seconds that the last look from the beginning took.
-        self.look_took_s = 0.0
+        self._last_look_took_s = 0.0
+        #: Seconds that a look from the beginning takes: the lesser of the last two. A single one that was slow has waited
+        #: for a connection, a lock or a processor, and tells nothing of the next.
+        self.look_takes_s = 0.0
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -81,7 +83,7 @@ class Lanes:
 
     def is_dear(self) -> bool:
         """Whether a look from the beginning takes so long that it can be made only now and then."""
-        return self.look_took_s / LOOK_SHARE > _RARE_S
+        return self.look_takes_s / LOOK_SHARE > _RARE_S
 
     def slack(self, now: float) -> timedelta:
         """From how far before the marks to read now."""
@@ -90,12 +92,13 @@ class Lanes:
     def read(self, slack: timedelta, began: float, now: float) -> None:
         """Take note of how long it took to read."""
         if slack is WIDE_SLACK:
-            self._wide_again_at = _again_at(began, now)
+            self._wide_again_at = _again_at(now - began, now)
 
     def looked(self, seen: Iterable[tuple[str, str, int, datetime, bool]], began: float, now: float) -> bool:
         """Take note of a look from the beginning: kind, project, rank, mark, whether a run is ready. Tell if any is."""
-        self.look_took_s = now - began
-        self._look_again_at = _again_at(began, now)
+        self.look_takes_s = min(now - began, self._last_look_took_s)
+        self._last_look_took_s = now - began
+        self._look_again_at = _again_at(self.look_takes_s, now)
         for lane in self._lanes.values():
             lane.is_ready = False
         any_ready = False
@@ -138,6 +141,6 @@ class Lanes:
             del self._lanes[key]
 
 
-def _again_at(began: float, now: float) -> float:
-    """When that which has taken from `began` until now may be done again, to take LOOK_SHARE of the time."""
-    return now + (now - began) * (1 / LOOK_SHARE - 1)
+def _again_at(takes_s: float, now: float) -> float:
+    """When that which takes so long, and is over now, may be done again, to take LOOK_SHARE of the time."""
+    return now + takes_s * (1 / LOOK_SHARE - 1)

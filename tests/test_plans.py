@@ -15,7 +15,7 @@ import pytest
 
 from notifyworker.database import Connection, connect
 from notifyworker.lanes import SLACK, Lane
-from notifyworker.run import Desk, Outcome, State
+from notifyworker.run import Outcome, State
 from notifyworker.store import Served, Store
 
 BACKLOG = 20_000
@@ -85,7 +85,7 @@ async def test_each_statement_of_a_runs_life_reads_its_own_rows_alone(owner, ses
     assert await store.held(on, OWNER, held) == held.keys()
     back, done, dead = ({run_id: held[run_id] for run_id in list(held)[place::3]} for place in range(3))
     assert await store.give_back(on, OWNER, _outcomes(back, State.PENDING)) == back.keys()
-    assert await store.settle(on, OWNER, _outcomes(done, State.COMPLETED)) == done.keys()
+    assert await store.settle(on, OWNER, _outcomes(done, State.COMPLETED)) == len(done)
     assert await store.settled(on, OWNER, held) == done.keys()
     await session.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE lease_owner IS NOT NULL")
     assert {row["run_id"] for row in await store.reap(on, limit=500, reaper=OWNER, presumed_dead=["x"])} == dead.keys()
@@ -98,10 +98,9 @@ async def test_each_statement_of_a_runs_life_reads_its_own_rows_alone(owner, ses
 
 async def _claimed(on: Explained, store: Store) -> dict[UUID, int]:
     served = Served(max_attempts={"idle": 3, "ours": 3}, timeouts_s={"idle": None, "ours": 60.0}, project_ids=None)
-    desk: Desk = None  # type: ignore[assignment]  # nobody executes them
     (lane,) = await store.lanes(on, served)
     lanes = [Lane("idle", "default", 0, lane["mark"]), Lane("ours", "default", 0, lane["mark"])]
-    runs = await store.claim(on, served, lanes, SLACK, limit=OURS, lease_owner=OWNER, lease_s=60, enforce_shadow=False, desk=desk)
+    runs = await store.claim(on, served, lanes, SLACK, limit=OURS, lease_owner=OWNER, lease_s=60, enforce_shadow=False)
     assert [(run.kind, run.timeout_s) for run in runs] == [("ours", 60.0)] * OURS
     assert {row["kind"] for row in await store.ready(on)} == {"others", "ours"}
     assert len(await store.ready_since(on, lanes, SLACK)) == 1

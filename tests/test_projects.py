@@ -17,11 +17,13 @@ from test_roles import REFUSED, login
 from notifyworker import Client, Run, Worker
 from notifyworker.database import connect
 from notifyworker.errors import DatabaseUnavailable, RunNotFound
-from notifyworker.migrate import check
+from notifyworker.migrate import check, migrations, render
 from notifyworker.store import Store
 
 ROLES = ("producer", "operator", "observer")
 HIDDEN = "hidden-of-b"
+STATEMENTS = ("claim", "lanes", "ready_since", "heartbeat", "held", "progress", "lock", "lock_waiting", "settle", "settled",
+              "give_back", "reap", "expire", "orphans", "keys_forget", "absent_holders")  # fmt: skip
 
 
 @dataclass
@@ -81,7 +83,7 @@ async def test_nothing_is_separated_until_the_owner_says_so(any_dsn):
 
 
 async def test_a_bound_role_reads_its_own_project_alone(house):
-    for relation in ("runs", "run_history", "all_runs"):
+    for relation in ("runs", "run_history", "all_runs", "idempotency_keys"):
         assert await projects(house.a, relation) == {"a"}, relation
         assert await projects(house.owner, relation) == {"a", "b"}
     await house.owner.execute("""INSERT INTO notifyworker.reaps (run_id, kind, project_id, attempt, taken_from, taken_by, reason, became)
@@ -189,6 +191,20 @@ async def test_it_is_switched_off_again(house):
     rows = await house.owner.fetch("""SELECT relname FROM pg_class WHERE relnamespace = 'notifyworker'::regnamespace
                                          AND relrowsecurity AND relname <> 'project_roles'""")
     assert rows == []
+
+
+async def test_where_a_view_reads_with_its_owners_rights_nothing_is_half_separated(dsn, connection):
+    """PostgreSQL 14, played by a function that takes every server for one."""
+    (text,) = [m.text for m in migrations() if m.name == "projects"]
+    (function,) = re.findall(r"CREATE FUNCTION \{schema\}\.separate_projects.*?^END \$\$;", text, re.MULTILINE | re.DOTALL)
+    old = render(function, "notifyworker").replace("150000", "990000").replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")
+    await connection.execute(old)
+
+    with pytest.raises(asyncpg.FeatureNotSupportedError, match="from PostgreSQL 15 on"):
+        await connection.execute("SELECT notifyworker.separate_projects()")
+
+    assert not await connection.fetchval("SELECT relrowsecurity FROM pg_class WHERE oid = 'notifyworker.runs'::regclass")
+    await connection.execute("SELECT notifyworker.separate_projects(false)")
 
 
 # Escapes
@@ -349,7 +365,7 @@ async def test_policies_change_no_plan_of_a_worker(any_dsn):
     async with house_of(any_dsn, separated=False) as house, login(any_dsn, "notifyworker_worker") as (name, _):
         worker = await connect(as_role(any_dsn, name, name), schema="notifyworker", purpose="test")
         plans = []
-        for statement in ("claim", "lanes", "ready_since", "heartbeat", "settle", "give_back", "reap", "expire"):
+        for statement in STATEMENTS:
             text = Store("notifyworker")._sql[statement]
             nulls = ", ".join(["NULL"] * max(map(int, re.findall(r"\$(\d+)", text))))
             await worker.execute(f"PREPARE {statement} AS {text}")

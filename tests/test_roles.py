@@ -35,6 +35,11 @@ FUNCTIONS = {
     "unbind_role('notifyworker_producer')": set[str](),
     "apply_settings()": set[str](),
     "grant_roles()": set[str](),
+    "is_held(null)": set[str](),
+    "key_holder('default', 'a', 'k')": {"producer", "worker"},
+    "hold_key('default', 'a', 'k', '{live}')": set[str](),
+    "take_key()": set[str](),
+    "keep_key()": set[str](),
     "refuse()": set[str](),
     "wake()": set[str](),
 }
@@ -55,6 +60,7 @@ ACTIONS = {
     "SELECT * FROM notifyworker.settings": READS,
     "SELECT * FROM notifyworker.migrations": READS,
     "SELECT * FROM notifyworker.project_roles": {"producer", *READERS},
+    "SELECT * FROM notifyworker.idempotency_keys": READS,
     "SELECT * FROM notifyworker.{day}": set[str](),
     "SELECT * FROM notifyworker.run_history_default": set[str](),
     "CREATE TEMP TABLE copied AS SELECT payload FROM notifyworker.runs": READS,
@@ -79,6 +85,8 @@ ACTIONS = {
     "INSERT INTO notifyworker.project_roles VALUES ('notifyworker_producer', '')": set[str](),
     "UPDATE notifyworker.reaper SET passes = 0": {"worker"},
     "DELETE FROM notifyworker.workers": {"worker"},
+    "INSERT INTO notifyworker.idempotency_keys VALUES ('default', 'a', 'k', '{live}')": set[str](),
+    "DELETE FROM notifyworker.idempotency_keys": {"worker"},
     "DELETE FROM notifyworker.reaps": {"worker"},
     "TRUNCATE notifyworker.runs": set[str](),
     "TRUNCATE notifyworker.run_history": set[str](),
@@ -262,6 +270,7 @@ async def test_definers_rights_are_used_where_needed_and_every_path_is_pinned(db
 
     assert {row["proname"] for row in rows if row["prosecdef"]} == {
         "enqueue", "cancel", "retry", "forget", "make_partitions", "drop_expired_partitions",
+        "key_holder", "take_key", "keep_key",
     }  # fmt: skip
     for row in rows:
         assert "search_path=pg_catalog, pg_temp" in (row["proconfig"] or []) or row["is_bound_early"], row["proname"]
