@@ -285,6 +285,10 @@ async def test_conflicts_and_errors_tell_nothing_of_other_projects(house):
     # A key is one within its project: that of b disturbs nobody in a.
     mine = await house.a.fetchval(f"SELECT notifyworker.enqueue('k', project_id => 'a', idempotency_key => 'key-{HIDDEN}')")
     assert mine != house.live["b"]
+    holder = "SELECT notifyworker.key_holder($1, 'k', $2)"
+    assert await house.a.fetchval(holder, "a", "key-own") == house.live["a"]
+    assert await house.a.fetchval(holder, "b", f"key-{HIDDEN}") is None
+    assert await house.owner.fetchval(holder, "b", f"key-{HIDDEN}") == house.live["b"]
     bad = [
         ("INSERT INTO notifyworker.runs (run_id, kind, project_id) VALUES ($1, 'k', 'a')", asyncpg.UniqueViolationError),
         ("INSERT INTO notifyworker.runs (run_id, kind, project_id) VALUES ($1, 'k', 'a') ON CONFLICT (run_id) DO UPDATE SET priority = 1",
