@@ -8,6 +8,7 @@ default. A value that is refused is told by its name and what was wrong with it,
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -76,6 +77,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
     token: SecretStr | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -115,6 +118,14 @@ class Settings(BaseSettings):
             message = "use 1 to 40 lower-case letters, digits and underscores, not starting with a digit or with pg_"
             raise ValueError(message)
         return value
+
+    @model_validator(mode="after")
+    def _certificate_with_its_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
+            message = f"{missing}: is missing, and {given} is given: TLS needs the certificate and its key"
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _in_proportion(self) -> Self:

@@ -24,7 +24,7 @@ from notifyworker.handlers import Handler
 from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
-from notifyworker.observe import Metrics, is_debug, log
+from notifyworker.observe import Metrics, is_debug, log, outline
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
 from notifyworker.settings import CANCEL_S, CONNECT_S, Settings
@@ -226,7 +226,7 @@ class Conductor:
         if task.cancelled() or self._stopping:
             return
         error = task.exception() or StartError(f"{task.get_name()} ended by itself")
-        log.critical("loop_ended", loop=task.get_name(), error=repr(error))
+        log.critical("loop_ended", loop=task.get_name(), error=outline(error))
         if not self.failed.done():
             self.failed.set_exception(error)
 

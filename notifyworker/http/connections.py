@@ -14,7 +14,7 @@ from aiohttp import web
 
 from notifyworker.http.answer import add_headers
 from notifyworker.http.problem import Problem
-from notifyworker.observe import log
+from notifyworker.observe import log, outline
 
 MAX_CONNECTIONS = 200
 KEEPALIVE_S = 15.0
@@ -30,17 +30,21 @@ class _Connection(web.RequestHandler):
         """Log what aiohttp could not make sense of, unless it is a body that nobody could."""
         error = details.get("exc_info")
         if not isinstance(error, web.RequestPayloadError):
-            log.error("sidecar_error", exc_info=error)
+            log.error("sidecar_error", error=outline(error) if isinstance(error, BaseException) else None)
 
     def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - it quotes what was sent
     ) -> web.StreamResponse:
         """Answer what never reached a route. aiohttp's own text would repeat what was sent, or show a traceback."""
         if request.writer.output_size > 0:
             broken = "the answer is half sent"
             raise ConnectionError(broken)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.error("sidecar_error", status=status, message=message, exc_info=exc)
+            log.error("sidecar_error", status=status, error=outline(exc) if exc else None)
         detail = "this is not a request that HTTP/1.1 knows" if status == HTTPStatus.BAD_REQUEST else None
         response = Problem(status, HTTPStatus(status).phrase, detail, closes=True).answer()
         add_headers(response)

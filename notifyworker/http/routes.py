@@ -94,7 +94,7 @@ class Routes:
             response = json_answer({"status": "ok"})
         if not isinstance(given, str):
             raise Problem.of("token", "is required, as text")
-        self._guard.log_in(given, response, secure=request.secure)
+        self._guard.log_in(request, given, response)
         return response
 
     # Runs.
