@@ -7,8 +7,9 @@ up: a fail-over to the next one would never be noticed.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import zip_longest
 from typing import Protocol, TypeVar
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 #: After so many seconds of silence the next host is asked as well.
 SILENT_S = 0.5
@@ -23,15 +24,22 @@ _Opened = TypeVar("_Opened", bound=_Open)
 
 
 def each(dsn: str) -> list[str]:
-    """Return a DSN a host; the one that is given, if it names one host or tells its hosts elsewhere than before the path."""
+    """Return a DSN a host, or the one that is given, if it names one host or can't be taken apart."""
     try:
         parts = urlsplit(dsn)
     except ValueError:
         return [dsn]
-    login, at, hosts = parts.netloc.rpartition("@")
-    if "," not in hosts or {"host", "port"} & {name for name, _ in parse_qsl(parts.query)}:
+    login, at, netloc = parts.netloc.rpartition("@")
+    options = parse_qsl(parts.query)
+    named = {name: value.split(",") for name, value in options if name in {"host", "port"}}
+    hosts = netloc.split(",")
+    if not netloc and "host" in named:
+        ports = named.pop("port", [""])
+        hosts = [f"{host}:{port}".rstrip(":") for host, port in zip_longest(named.pop("host"), ports, fillvalue=ports[-1])]
+    if len(hosts) == 1 or named or any("/" in host for host in hosts):
         return [dsn]
-    return [urlunsplit(parts._replace(netloc=f"{login}{at}{host}")) for host in hosts.split(",")]
+    query = urlencode([(name, value) for name, value in options if name not in {"host", "port"}])
+    return [urlunsplit(parts._replace(netloc=f"{login}{at}{host}", query=query)) for host in hosts]
 
 
 async def first(dsns: list[str], opened: Callable[[str], Awaitable[_Opened]]) -> _Opened:

@@ -53,7 +53,7 @@ class Leader:
         self._holds_coalesced = False
         self._holds_silent = False
         self._lanes = Lanes()
-        self._heads: dict[Key, UUID] = {}
+        self._heads: dict[Key, tuple[UUID, datetime]] = {}
         # Transactions that insert in silence: when each was first seen, and whether a second time.
         self._silent: dict[str, tuple[datetime, bool]] = {}
         self._silent_look_at = self._fleet_look_at = 0.0
@@ -142,6 +142,7 @@ class Leader:
                 if await is_set_within(self._burst, LOOK_S):
                     return
                 continue
+            self._heads = {}
             while self._clock() < self._fleet_look_at:
                 await self._look_and_wake()
                 await asyncio.sleep(_SLOWEST_TICK_S)
@@ -221,10 +222,11 @@ class Leader:
             rows = await self._store.ready_since(self._opened(), self._lanes.to_read(), slack)
             self._lanes.read(slack, began, self._clock())
         heads = {(row["kind"], row["project_id"], row["rank"]): (row["run_id"], row["mark"]) for row in rows}
-        new = [mark for lane, (head, mark) in heads.items() if is_last or self._heads.get(lane) != head]
+        # By its place too: a run that was retried meanwhile is the same and somewhere else.
+        new = [head[1] for lane, head in heads.items() if is_last or self._heads.get(lane) != head]
         for lane, (_, mark) in heads.items():
             self._lanes.found(lane, mark)
-        self._heads = {lane: head for lane, (head, _) in heads.items()}
+        self._heads = heads
         if new:
             await self._tell_at(min(new))
         return bool(new)

@@ -35,6 +35,7 @@ from notifyworker.settings import CANCEL_S, PRESENCE_DEADLINE_S, PRESENCE_RECONN
 from notifyworker.store import Store
 
 _STALL_TOLD_S = 5.0
+_SOONEST_S = 0.2  # anybody may notify on our channel that a run was cancelled, as often as they like; each beat writes
 
 
 class LeaseKeeper:
@@ -190,7 +191,7 @@ class LeaseKeeper:
         while not self._stopping:
             if self._beat_now:
                 self._beat_now = False
-                next_beat = 0.0
+                next_beat = min(next_beat, self._beat_at + _SOONEST_S)
             try:
                 if self._connection is None or self._connection.is_closed():
                     await self._connect()

@@ -1,5 +1,7 @@
 """A standby is promoted, hosts vanish, names move: work goes on where writes are taken, and nothing that was replicated is lost."""
 
+# ruff: noqa: F811 - fixtures of test_faults are asked for by their names
+
 import asyncio
 import contextlib
 import time
@@ -11,6 +13,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from servers import Cluster, eventually, processes
+from test_faults import cluster  # noqa: F401 - a fixture
 from test_life import insert, is_empty, settled
 
 from notifyworker import Run, Worker, hosts
@@ -138,18 +141,27 @@ async def test_a_primary_that_falls_silent_is_left_for_the_promoted_one(pair):
 @contextlib.asynccontextmanager
 async def silent_host() -> AsyncIterator[int]:
     """A port that takes connections and never says a word."""
-    server = await asyncio.start_server(lambda reader, _writer: reader.read(), "127.0.0.1", 0)
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     yield server.sockets[0].getsockname()[1]
     server.close()
 
 
-async def test_a_silent_host_holds_up_neither_start_nor_work(dsn, connection):
+@pytest.mark.parametrize("where", ["127.0.0.1:{},127.0.0.1:{}/postgres?", "/postgres?host=127.0.0.1,127.0.0.1&port={},{}"])
+async def test_a_silent_host_holds_up_neither_start_nor_work(cluster, where):
     async with silent_host() as port:
-        worker, _ = noting(dsn.replace("127.0.0.1:", f"127.0.0.1:{port},127.0.0.1:"))
+        worker, _ = noting(f"postgresql://postgres@{where.format(port, cluster.port)}")
+        conn = await asyncpg.connect(cluster.dsn)
         async with worker:
-            assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
             await eventually(lambda: worker._conductor.leader.mode == "armed", 5)
             assert worker._conductor.health() == []
+        await conn.close()
 
 
 class Name:
@@ -230,15 +242,19 @@ async def test_sessions_on_a_server_that_takes_no_writes_lead_nothing_and_are_le
         ("postgresql://u:p,w@h1:1,[::1]/db?sslmode=require", ["u:p,w@h1:1", "u:p,w@[::1]"]),
         ("postgresql://h1/db", ["h1"]),
         ("postgresql://u:a,b@h/db", ["u:a,b@h"]),
-        ("postgresql://h1,h2/db?port=3", ["h1,h2"]),  # what belongs to which host is asyncpg's to say
-        ("postgresql:///db?host=h1,h2", [""]),
+        ("postgresql://u@/db?host=h1,h2&port=1,2&sslmode=require", ["u@h1:1", "u@h2:2"]),
+        ("postgresql:///db?host=h1,h2&port=3", ["h1:3", "h2:3"]),
+        ("postgresql:///db?host=h1,h2", ["h1", "h2"]),
+        ("postgresql://h1,h2/db?port=3", None),  # what belongs to which host is asyncpg's to say
+        ("postgresql:///db?host=/run/a,/run/b", None),
+        ("postgresql:///db?host=h1", None),
         ("postgresql://[::1/db", None),
     ],
 )
 def test_a_dsn_is_taken_apart_into_its_hosts(dsn, hosts_of_it):
-    apart = hosts.each(dsn)
-    scheme, path = "postgresql://", dsn[dsn.index("/db") :]
-    assert apart == ([dsn] if hosts_of_it is None else [scheme + host + path for host in hosts_of_it])
+    rest = "?sslmode=require" if "sslmode" in dsn else ""
+    whole = [dsn] if hosts_of_it is None else [f"postgresql://{host}/db{rest}" for host in hosts_of_it]
+    assert hosts.each(dsn) == whole
 
 
 class Opened:
