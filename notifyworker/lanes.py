@@ -59,8 +59,10 @@ class Lanes:
         self._wide_again_at = 0.0
         # How far back was told of since the claim or look that is under way began: that one has not seen it.
         self._told: datetime | None = None
-        #: Seconds that the last look from the beginning took.
+        #: Seconds that a look from the beginning takes: the lesser of the last two, since one alone may have waited for a
+        #: lock, and would keep us from looking for twenty times as long.
         self.look_took_s = 0.0
+        self._last_took_s = 0.0
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -90,12 +92,13 @@ class Lanes:
     def read(self, slack: timedelta, began: float, now: float) -> None:
         """Take note of how long it took to read."""
         if slack is WIDE_SLACK:
-            self._wide_again_at = _again_at(began, now)
+            self._wide_again_at = _again_at(now - began, now)
 
     def looked(self, seen: Iterable[tuple[str, str, int, datetime, bool]], began: float, now: float) -> bool:
         """Take note of a look from the beginning: kind, project, rank, mark, whether a run is ready. Tell if any is."""
-        self.look_took_s = now - began
-        self._look_again_at = _again_at(began, now)
+        self.look_took_s = min(self._last_took_s, now - began)
+        self._last_took_s = now - began
+        self._look_again_at = _again_at(self.look_took_s, now)
         for lane in self._lanes.values():
             lane.is_ready = False
         any_ready = False
@@ -138,6 +141,6 @@ class Lanes:
             del self._lanes[key]
 
 
-def _again_at(began: float, now: float) -> float:
-    """When that which has taken from `began` until now may be done again, to take LOOK_SHARE of the time."""
-    return now + (now - began) * (1 / LOOK_SHARE - 1)
+def _again_at(took_s: float, now: float) -> float:
+    """When that which takes so long and has just ended may be done again, to take LOOK_SHARE of the time."""
+    return now + took_s * (1 / LOOK_SHARE - 1)
