@@ -86,7 +86,7 @@ async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: i
         if isinstance(error, ssl.SSLError):
             raise
         if "certificate" in str(error):  # verify-full without sslrootcert: it names the file that asyncpg looks for
-            message = f"dsn: {error}"
+            message = f"dsn: {str(error).splitlines()[0]}"
             raise SettingsError(message, hint="sslrootcert=FILE, with the certificate of who signed the server's") from None
         message = "dsn: not a PostgreSQL connection string, or with options that do not fit together"
         raise SettingsError(message, hint="postgresql://user:password@host:5432/database") from None
