@@ -303,6 +303,26 @@ async def test_the_commands_work_through_the_pooler(tmp_path, empty_dsn):
         assert "removed" in (await call("migrate", "--remove", "--yes", env=env)).out
 
 
+async def test_server_connections_that_producers_keep_are_waited_for_and_told(dsn, connection):
+    """Transactions left open hold all that the pooler has: it refuses the worker after a while, and closes its connections."""
+    async with pooler(dsn, query_wait_timeout=1) as pooled, echoing(pooled) as worker:
+        assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
+        producers = [await asyncpg.connect(pooled, statement_cache_size=0) for _ in range(SERVER_CONNECTIONS)]
+        open_transactions = [producer.transaction() for producer in producers]
+        for producer, transaction in zip(producers, open_transactions, strict=True):
+            await transaction.start()
+            await producer.execute("SELECT 1")
+        run_id = await insert(connection, "a")
+        await eventually(lambda: any("no run could be claimed" in reason for reason in worker._conductor.health()))
+        assert "query_wait_timeout" in worker._conductor.health()[0]
+        for transaction in open_transactions:
+            await transaction.rollback()
+        assert (await settled(connection, run_id))["attempt"] == 1
+        await eventually(lambda: worker._conductor.health() == [])
+        for producer in producers:
+            producer.terminate()
+
+
 async def test_a_pooler_that_is_gone_for_a_while_costs_no_run(dsn, connection):
     port = free_port()
     async with contextlib.AsyncExitStack() as ends:
