@@ -39,6 +39,7 @@ def logged_at(process: Process) -> str:
     return json.loads(process.log_file.read_text().splitlines()[-1])["timestamp"]
 
 
+@pytest.mark.slow
 async def test_clocks_that_are_an_hour_apart_and_jump_change_nothing(with_clock, connection, ledger, tmp_path):
     await connection.execute("UPDATE notifyworker.settings SET value = '0.3' WHERE name = 'reaper_interval_s'")
     short = {"lease_s": 3, "heartbeat_interval_s": 0.3, "presumed_dead_s": 7, "presence_ping_s": 0.5}

@@ -152,10 +152,9 @@ async def silent_host() -> AsyncIterator[int]:
     server.close()
 
 
-@pytest.mark.parametrize("where", ["127.0.0.1:{},127.0.0.1:{}/postgres?", "/postgres?host=127.0.0.1,127.0.0.1&port={},{}"])
-async def test_a_silent_host_holds_up_neither_start_nor_work(cluster, where):
+async def test_a_silent_host_holds_up_neither_start_nor_work(cluster):
     async with silent_host() as port:
-        worker, _ = noting(f"postgresql://postgres@{where.format(port, cluster.port)}")
+        worker, _ = noting(f"postgresql://postgres@127.0.0.1:{port},127.0.0.1:{cluster.port}/postgres")
         conn = await asyncpg.connect(cluster.dsn)
         async with worker:
             assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"

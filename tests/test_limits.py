@@ -85,6 +85,7 @@ async def test_a_start_without_a_connection_left_is_told_in_one_sentence(crowded
     assert "app:app" not in str(told.value)
 
 
+@pytest.mark.slow
 async def test_connections_that_are_taken_away_in_the_middle_of_work_are_waited_for(crowded):
     dsn = as_role(crowded.dsn, "app", "app")
     worker, starts = make(dsn, concurrency=5)
@@ -118,6 +119,7 @@ async def test_connections_that_are_taken_away_in_the_middle_of_work_are_waited_
     await conn.close()
 
 
+@pytest.mark.slow
 async def test_a_handler_that_takes_every_connection_there_is_holds_up_no_other_run(crowded):
     dsn = as_role(crowded.dsn, "app", "app")
     worker, _ = make(dsn, heartbeat_interval_s=0.3, lease_s=3)
@@ -282,7 +284,7 @@ async def small_disk(cluster: Cluster) -> AsyncIterator[Callable[[], None]]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("full", [small_files, small_disk])
+@pytest.mark.parametrize("full", [small_files, pytest.param(small_disk, marks=pytest.mark.slow)])
 async def test_outcomes_for_which_there_is_no_room_are_kept_until_there_is(cluster, full):
     worker = Worker(cluster.dsn, poll_interval_s=0.5, concurrency=4)
     starts: Counter[UUID] = Counter()
