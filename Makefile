@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow lint types check bench clean
+.PHONY: help demo test test-slow lint types check chaos bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ types: $(STAMP)  ## mypy --strict
 	$(VENV)/bin/mypy
 
 check: lint types test  ## all of it, as CI does
+
+chaos: $(STAMP)  ## fleets that are hurt, and a ledger of what became of it (SHORT=1 SEED=7 ONLY=claim MUTATE=1)
+	PYTHONPATH=tests $(PYTHON) -m chaos $(if $(MUTATE),mutate,$(if $(SHORT),--short)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ONLY),--only "$(ONLY)")
 
 # A venv of its own for benchmarks: ours as locked, and the peers. arq has another; Node peers need node and npm.
 BENCH := benchmarks/.venv

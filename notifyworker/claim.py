@@ -89,6 +89,7 @@ class Claims:
             self.wake.clear()
             try:
                 pause_s = await self._round(was_woken=was_woken)
+                await self._find_orphans()  # also where nothing is left to be claimed: nobody else would before the lease ends
             except DatabaseError as error:
                 self._failed(error)
                 await self._pause(backoff.next_s())
@@ -155,10 +156,13 @@ class Claims:
             self._on_claimed(runs, sent_at)
         if not self.more:
             self._lanes.exhausted(lanes)
-        if self._doubt_until > sent_at:
+        return self.more
+
+    async def _find_orphans(self) -> None:
+        """After a claim without an answer: it may have been executed, even after the looks and claims that came since."""
+        if self._doubt_until > self._clock():
             for row in await self._store.orphans(self._side_link, self._lease_owner):
                 self._on_orphan(row)
-        return self.more
 
     def _note_marks(self, runs: list[Run]) -> None:
         last: dict[Key, float] = {}

@@ -115,7 +115,7 @@ class Client:
 
     async def enqueue(self, kind: str, payload: Any = None, *, connection: Queryable | None = None, **columns: Any) -> UUID:
         """
-        Insert one run and return its id; with an idempotency key that a live run holds, that run's id.
+        Insert one run and return its id; with an idempotency key that another run holds, that run's id.
 
         Raises InvalidRun, naming the column.
         """

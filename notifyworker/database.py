@@ -11,9 +11,10 @@ import random
 import socket
 import ssl
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
@@ -34,6 +35,12 @@ DatabaseError = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 #: One class id of two-int advisory locks is this project's; the other int is made from the schema's *name*, which is
 #: the same on every node and differs between installations in one database.
 LOCK_CLASS = 0x6E77726B
+
+#: Of our sessions and migrations: names that are written without a schema are the server's own.
+SEARCH_PATH = "pg_catalog, pg_temp"
+
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Queryable(Protocol):
@@ -67,18 +74,19 @@ async def home(dsn: str, schema: str) -> str:  # noqa: ARG001 - the seam; on one
     return dsn
 
 
-async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: int = 30) -> Connection:
+async def connect(dsn: str, *, schema: str, purpose: str, session: Mapping[str, str] = _NOTHING) -> Connection:
     """
     Open a connection within CONNECT_S seconds, or twice that through a pooler; of several hosts, to the first that does.
 
     A pooler is known by refusing our startup parameters, or else by the process id that it invents: through one it is
-    opened without them and without prepared statements. Raises asyncpg's errors, OSError or TimeoutError; `explain`
-    turns them into a sentence.
+    opened without them and without prepared statements. `session` overrides single ones of them. Raises asyncpg's
+    errors, OSError or TimeoutError; `explain` turns them into a sentence.
     """
     name = f"notifyworker {purpose}"
 
     async def opened(where: str) -> Connection:
-        return await _open_direct(where, name, longest_statement_s) or await _open_pooled(where, name)
+        direct = await _open_direct(where, name, {**_SESSION, **session}, at_first=_NO_TRANSACTION_TIMEOUT)
+        return direct or await _open_pooled(where, name)
 
     try:
         connection = await hosts.first(hosts.each(await home(dsn, schema)), opened)
@@ -94,7 +102,21 @@ async def connect(dsn: str, *, schema: str, purpose: str, longest_statement_s: i
     return connection
 
 
-async def reconnect(dsn: str, *, schema: str, purpose: str, longest_statement_s: int = 30) -> Connection:
+async def connect_plainly(dsn: str, *, schema: str, purpose: str) -> Connection:
+    """Open a connection for somebody else's statements: with the database's own settings, but noticed when it is dead."""
+    name = f"notifyworker {purpose}"
+
+    async def opened(where: str) -> Connection:
+        direct = await _open_direct(where, name, _ALIVE)
+        pooled = {"application_name": name}
+        return direct or await asyncpg.connect(where, timeout=CONNECT_S, statement_cache_size=0, server_settings=pooled)
+
+    connection = await hosts.first(hosts.each(await home(dsn, schema)), opened)
+    _keep_alive(connection)
+    return connection
+
+
+async def reconnect(dsn: str, *, schema: str, purpose: str, session: Mapping[str, str] = _NOTHING) -> Connection:
     """
     Open a connection with a DSN that was good when the worker started.
 
@@ -102,21 +124,20 @@ async def reconnect(dsn: str, *, schema: str, purpose: str, longest_statement_s:
     DatabaseError alone.
     """
     try:
-        return await connect(dsn, schema=schema, purpose=purpose, longest_statement_s=longest_statement_s)
+        return await connect(dsn, schema=schema, purpose=purpose, session=session)
     except SettingsError as error:
         raise asyncpg.InterfaceError(str(error)) from None
 
 
-async def _open_direct(dsn: str, name: str, longest_statement_s: int) -> "Connection | None":
-    session = {**_SESSION, "application_name": name, "statement_timeout": f"{longest_statement_s}s"}
+async def _open_direct(dsn: str, name: str, session: Mapping[str, str], *, at_first: str = "") -> "Connection | None":
     try:
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_S, server_settings=session)
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_S, server_settings={**session, "application_name": name})
     except asyncpg.ProtocolViolationError:
         return None
     try:
         if await is_direct(connection):
-            if connection.get_server_version() >= _HAS_TRANSACTION_TIMEOUT:
-                await connection.execute("SET transaction_timeout = 0", timeout=CONNECT_S)
+            if at_first:
+                await connection.execute(at_first, timeout=CONNECT_S)
             return connection
     except BaseException:
         connection.terminate()
@@ -154,28 +175,43 @@ async def is_direct(connection: Connection, *, timeout_s: float = CONNECT_S) -> 
     return await connection.execute(mine, timeout=timeout_s) == "SELECT 1"
 
 
-#: An older server refuses to start a session that sets it.
-_HAS_TRANSACTION_TIMEOUT = (17,)
-
-#: For every direct connection. Low limits that a role may have are ours to set: each statement has its own deadline.
-#: The planner's choices are narrowed since statistics of a queue are always stale: every statement here is meant to be
-#: executed by nested loops over indexes, planned once.
-_SESSION = {
+#: A server before 17 has no such setting, and refuses a session that asks for it at its start.
+_NO_TRANSACTION_TIMEOUT = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'"
+#: How the server notices that a client has gone.
+_ALIVE = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "3",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20s",
     "client_connection_check_interval": "2s",
+}
+#: What our own statements are executed with. The planner's choices are narrowed since statistics of a queue are always
+#: stale: every statement here is meant to be executed by nested loops over indexes, planned once.
+_OURS = {
+    # A function that somebody put into the schema public could fit a call of ours better than the server's own.
+    "search_path": SEARCH_PATH,
+    "statement_timeout": "30s",
     "lock_timeout": "2s",
-    "idle_in_transaction_session_timeout": "60s",
-    "idle_session_timeout": "0",
-    "default_transaction_isolation": "read committed",
     "jit": "off",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "plan_cache_mode": "force_generic_plan",
 }
+#: For every direct connection of ours. Low limits that a role may have are ours to set: each statement has its own deadline.
+_SESSION = {
+    **_ALIVE,
+    **_OURS,
+    "idle_in_transaction_session_timeout": "60s",
+    "idle_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    # A claim or a renewal that a crash of the server takes back would give a live worker's run to another.
+    "synchronous_commit": "on",
+}
+#: For statements of ours at the end of somebody else's transaction.
+IN_TRANSACTION = "; ".join(
+    f"SET LOCAL {name} = {value if name == 'search_path' else repr(value)}" for name, value in _OURS.items()
+)
 
 
 def _keep_alive(connection: Connection) -> None:

@@ -28,7 +28,7 @@ Why: TypeAlias = Literal["timeout", "lost", "stopping"]
 class Attempt:
     """One attempt in this process: the run, its handler, and why it was ended, if it was."""
 
-    __slots__ = ("began_at", "ended_at", "handler", "is_settled", "run", "task", "thread", "timer", "why")
+    __slots__ = ("began_at", "ended_at", "handler", "is_committing", "is_settled", "run", "task", "thread", "timer", "why")
 
     def __init__(self, run: Run, handler: Handler) -> None:
         self.run = run
@@ -42,6 +42,8 @@ class Attempt:
         self.why: Why | None = None
         #: Its outcome is on its way, or there is none to write: what the handler still returns counts no more.
         self.is_settled = False
+        #: Its own transaction is settling it: that finds out by itself whether the lease is lost.
+        self.is_committing = False
 
     def end(self, why: Why) -> None:
         """Cancel the handler, for the first reason that was given."""
@@ -74,7 +76,7 @@ async def execute(attempt: Attempt, *, threads: Executor, worker: str, max_resul
         return outcome_of_error(attempt, error, worker)
     if attempt.why is not None:  # it swallowed the cancellation
         return outcome_of_end(attempt, worker)
-    return _completed(run, result, worker, max_result_bytes)
+    return completed(run, result, worker, max_result_bytes)
 
 
 def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -144,7 +146,8 @@ def refused_result(outcome: Outcome, why: str, worker: str) -> Outcome:
     return _failed(run, Code.BAD_RESULT, f"the database refused the outcome: {why}", None, worker)
 
 
-def _completed(run: Run, result: object, worker: str, max_result_bytes: int) -> Outcome:
+def completed(run: Run, result: object, worker: str, max_result_bytes: int) -> Outcome:
+    """What becomes of a run whose handler has done its work: E-RUN-005 if the result can't be stored."""
     if result is None and not run.is_shadow:
         return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.COMPLETED)
     try:

@@ -59,10 +59,10 @@ class Lanes:
         self._wide_again_at = 0.0
         # How far back was told of since the claim or look that is under way began: that one has not seen it.
         self._told: datetime | None = None
-        #: Seconds that a look from the beginning takes: the lesser of the last two, since one alone may have waited for a
-        #: lock, and would keep us from looking for twenty times as long.
-        self.look_took_s = 0.0
-        self._last_took_s = 0.0
+        self._last_look_took_s = 0.0
+        #: Seconds that a look from the beginning takes: the lesser of the last two. A single one that was slow has waited
+        #: for a connection, a lock or a processor, and tells nothing of the next.
+        self.look_takes_s = 0.0
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -83,7 +83,7 @@ class Lanes:
 
     def is_dear(self) -> bool:
         """Whether a look from the beginning takes so long that it can be made only now and then."""
-        return self.look_took_s / LOOK_SHARE > _RARE_S
+        return self.look_takes_s / LOOK_SHARE > _RARE_S
 
     def slack(self, now: float) -> timedelta:
         """From how far before the marks to read now."""
@@ -96,9 +96,9 @@ class Lanes:
 
     def looked(self, seen: Iterable[tuple[str, str, int, datetime, bool]], began: float, now: float) -> bool:
         """Take note of a look from the beginning: kind, project, rank, mark, whether a run is ready. Tell if any is."""
-        self.look_took_s = min(self._last_took_s, now - began)
-        self._last_took_s = now - began
-        self._look_again_at = _again_at(self.look_took_s, now)
+        self.look_takes_s = min(now - began, self._last_look_took_s)
+        self._last_look_took_s = now - began
+        self._look_again_at = _again_at(self.look_takes_s, now)
         for lane in self._lanes.values():
             lane.is_ready = False
         any_ready = False
@@ -141,6 +141,6 @@ class Lanes:
             del self._lanes[key]
 
 
-def _again_at(took_s: float, now: float) -> float:
-    """When that which takes so long and has just ended may be done again, to take LOOK_SHARE of the time."""
-    return now + took_s * (1 / LOOK_SHARE - 1)
+def _again_at(takes_s: float, now: float) -> float:
+    """When that which takes so long, and is over now, may be done again, to take LOOK_SHARE of the time."""
+    return now + takes_s * (1 / LOOK_SHARE - 1)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import asyncpg
 
-from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, connect, describe, explain
+from notifyworker.database import LOCK_CLASS, SEARCH_PATH, Connection, DatabaseError, GateLocks, connect, describe, explain
 from notifyworker.errors import DatabaseUnavailable, NotifyWorkerError, SchemaNotMigrated, SchemaTooNew, SettingsError, StartError
 
 OLDEST_SERVER = 140000
 _WAIT_S = 60
+_PATH = f"SET LOCAL search_path = {SEARCH_PATH};"  # not left to the session: a pooler may have dropped its settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def render(text: str, schema: str) -> str:
 
 def script(schema: str) -> str:
     """All the SQL, for people who run their own migrations: to be executed as one transaction, in an empty database."""
-    parts = [f"-- notifyworker: schema version {newest()}, in the schema {schema}.", "BEGIN;"]
+    parts = [f"-- notifyworker: schema version {newest()}, in the schema {schema}.", "BEGIN;", _PATH]
     parts += [f"-- {m.version:04d} {m.name}\n{_with_record(m, schema)}" for m in migrations()]
     return "\n\n".join([*parts, "COMMIT;"])
 
@@ -73,7 +74,7 @@ async def migrate(dsn: str, schema: str) -> list[Migration]:
     connection = await open_or_explain(dsn, schema)
     try:
         async with connection.transaction():
-            await connection.execute(f"SET LOCAL lock_timeout = '{_WAIT_S}s'; SET LOCAL statement_timeout = 0")
+            await connection.execute(f"SET LOCAL lock_timeout = '{_WAIT_S}s'; SET LOCAL statement_timeout = 0; {_PATH}")
             await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {GateLocks.of(schema).migrate})")
             version = await applied_version(connection, schema)
             if version > newest():
@@ -115,6 +116,10 @@ async def check(connection: Connection, schema: str, dsn: str) -> None:
     may = "SELECT has_table_privilege($1, 'SELECT') AND has_table_privilege($1, 'UPDATE') AND has_table_privilege($1, 'DELETE')"
     if not await connection.fetchval(may, f'"{schema}".runs'):
         message = f"{describe(dsn)}: this role may not work on {schema}.runs"
+        raise DatabaseUnavailable(message, hint=f"GRANT {schema}_worker TO it")
+    sees_all = "SELECT NOT row_security_active($1) OR pg_has_role($2, 'USAGE')"
+    if not await connection.fetchval(sees_all, f'"{schema}".runs', f"{schema}_worker"):
+        message = f"{describe(dsn)}: projects are separated, and this role is no worker: it would find no run"
         raise DatabaseUnavailable(message, hint=f"GRANT {schema}_worker TO it")
 
 

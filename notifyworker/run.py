@@ -7,12 +7,18 @@ The vocabulary: what a run is, which states it goes through, and how an attempt 
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from uuid import UUID
 
 from notifyworker import payload as payloads
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
 
 
 class State(StrEnum):
@@ -79,6 +85,9 @@ class Desk(Protocol):
     async def write_progress(self, run: "Run", progress: str) -> None:
         """Write it, fenced. Raises LeaseLost."""
 
+    def transaction(self, run: "Run", connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":
+        """Begin a transaction that settles it. Raises LeaseLost."""
+
     def logger(self, run: "Run") -> Any:
         """Return a structlog logger bound to the run."""
 
@@ -107,6 +116,7 @@ class Run:
         "max_attempts",
         "priority",
         "project_id",
+        "result",
         "run_id",
         "timeout_s",
         "waited_s",
@@ -147,6 +157,8 @@ class Run:
         self.waited_s = waited_s
         #: True once the run was cancelled, timed out or lost: a handler in a thread looks at it now and then.
         self.cancelled = False
+        #: What it is completed with in `transaction()`, whose end comes before the handler returns anything.
+        self.result: Any = None
         self._desk = desk
         self._effects: list[dict[str, Any]] | None = None
         self._log: Any = None
@@ -197,6 +209,21 @@ class Run:
             return shadow_result
         outcome = call(*args, **kwargs)
         return await outcome if isinstance(outcome, Awaitable) else outcome
+
+    def transaction(self, connection: "Connection | None" = None) -> "AbstractAsyncContextManager[Connection]":
+        """
+        Write and be settled in one transaction: `async with run.transaction() as connection`.
+
+        What is written through `connection` (asyncpg, of the worker's database) and the run's completion, with
+        `run.result`, are committed together when the block ends, if this worker still holds the lease; or nothing is.
+        Cancel, Fail and Snooze raised in the block settle the run as they say, together with what was written; any other
+        exception rolls back, and the attempt has failed. In a shadow run all is rolled back. A `connection` of the
+        handler's own, on which no transaction is open, may be given.
+
+        The handler may go on after the block, but nothing repeats what comes there: the run is settled. Raises LeaseLost
+        if the run is another's by now; nothing was written then.
+        """
+        return self._need_desk().transaction(self, connection)
 
     @property
     def recorded_effects(self) -> str | None:

@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     presumed_dead_s: _Seconds = 10.0
     presence_ping_s: _Seconds = 3.0
     on_lapse: Literal["exit", "log"] | None = None
+    transaction_connections: int = Field(10, ge=1, le=10_000)
+    synchronous_commit: Literal["on", "off", "local", "remote_write", "remote_apply"] = "on"
     drain_timeout_s: float = Field(30.0, ge=0, le=86400, allow_inf_nan=False)
 
     max_payload_bytes: int = Field(1_048_576, ge=2, le=268_435_456)

@@ -8,7 +8,7 @@ longer there is looked for in the history before it is called lost.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from uuid import UUID
 
 from notifyworker.database import DatabaseError, Link, brief, is_poison, is_refusal
@@ -43,7 +43,7 @@ class Settler:
         self._waiting: deque[Outcome] = deque()
         # Their rows were locked by somebody: they go again with the next batch, or after a pause.
         self._skipped: list[Outcome] = []
-        # Sent once without an answer, by run_id and lease_token.
+        # Runs given back without an answer, by run_id and lease_token.
         self._unsure: set[tuple[UUID, int]] = set()
         self._writing = 0
         self._some = asyncio.Event()
@@ -112,43 +112,57 @@ class Settler:
 
     async def _write(self, batch: Sequence[Outcome]) -> None:
         """Write outcomes of one sort until each is settled, lost, or found to be locked by somebody."""
-        statement = self._store.give_back if batch[0].to is State.PENDING else self._store.settle
+        is_back = batch[0].to is State.PENDING
         left = {o.run_id: o for o in batch}
         backoff = Backoff()
         while left:
             outcomes = list(left.values())
             try:
-                done = await statement(self._link, self._lease_owner, outcomes)
-                self._on_settled([left.pop(run_id) for run_id in done])
+                self._written(left, await (self._give_back(outcomes) if is_back else self._settle(outcomes)))
                 if left:
                     await self._look_after(left)
-                self._unsure.difference_update((o.run_id, o.lease_token) for o in outcomes if o.run_id not in left)
+                if is_back:
+                    self._unsure.difference_update((o.run_id, o.lease_token) for o in outcomes if o.run_id not in left)
                 self._skipped += left.values()
                 left = {}
             except DatabaseError as error:
                 if is_poison(error):
                     await self._isolate(outcomes, error)
                     return
-                if not is_refusal(error):
+                if is_back and not is_refusal(error):
                     self._unsure.update((o.run_id, o.lease_token) for o in left.values())
                 await self._pause(error, len(left), backoff)
                 continue
             self.error = None
 
+    async def _give_back(self, outcomes: Sequence[Outcome]) -> Collection[UUID]:
+        return await self._store.give_back(self._link, self._lease_owner, outcomes)
+
+    async def _settle(self, outcomes: Sequence[Outcome]) -> Collection[UUID]:
+        """Return those known to be settled: all, or none where something is missing, for what was written is on record."""
+        count = await self._store.settle(self._link, self._lease_owner, outcomes)
+        return [o.run_id for o in outcomes] if count == len(outcomes) else ()
+
+    def _written(self, left: dict[UUID, Outcome], run_ids: Collection[UUID]) -> None:
+        if run_ids:
+            self._on_settled([left.pop(run_id) for run_id in run_ids])
+
     async def _look_after(self, left: dict[UUID, Outcome]) -> None:
-        """Leave those that are locked, which go again; tell of the others whether they are lost or were written before."""
+        """
+        Leave those that are locked, which go again; tell of the others whether they were written or are lost.
+
+        First what is held, then what is on record: a settle that was cut off may be executed only now.
+        """
         tokens = {o.run_id: o.lease_token for o in left.values()}
         held = await self._store.held(self._link, self._lease_owner, tokens)
         gone = {run_id: token for run_id, token in tokens.items() if run_id not in held}
-        unsure = {run_id: token for run_id, token in gone.items() if (run_id, token) in self._unsure}
-        written = await self._store.settled(self._link, self._lease_owner, unsure) if unsure else set()
-        for run_id in gone:
-            outcome = left.pop(run_id)
-            # A give-back leaves no trace of who gave it: after a lost answer, a run that is no longer held was given.
-            if run_id in written or (run_id in unsure and outcome.to is State.PENDING):
-                self._on_settled([outcome])
-            else:
-                self._on_refused(outcome)
+        settled = {run_id: token for run_id, token in gone.items() if left[run_id].to is not State.PENDING}
+        written = await self._store.settled(self._link, self._lease_owner, settled) if settled else set()
+        # A give-back leaves no trace of who gave it: after a lost answer, a run that is no longer held was given.
+        written.update(run_id for run_id in gone.keys() - settled.keys() if (run_id, gone[run_id]) in self._unsure)
+        self._written(left, written)
+        for run_id in gone.keys() - written:
+            self._on_refused(left.pop(run_id))
 
     async def _isolate(self, batch: Sequence[Outcome], error: BaseException) -> None:
         """Find the one outcome of a batch that the server refuses: halve it until it stands alone."""
@@ -158,9 +172,9 @@ class Settler:
             await self._write(batch[middle:])
             return
         poison = batch[0]
+        self._unsure.discard((poison.run_id, poison.lease_token))
         log.error("outcome_unstorable", run_id=str(poison.run_id), kind=poison.kind, error=brief(error))
         if poison.error_code == "E-RUN-005":
-            self._unsure.discard((poison.run_id, poison.lease_token))
             self._on_refused(poison)  # even the plain note about it is refused: the lease's end will tell
             return
         await self._write([refused_result(poison, brief(error), self._lease_owner)])

@@ -75,7 +75,7 @@ class Store:
     # The life of a run, in its order.
 
     async def run_insert(self, on: Queryable, new: NewRun) -> tuple[UUID, bool]:
-        """Insert; or find the live run that holds the idempotency key (then the second value is True)."""
+        """Insert; or find the run that holds the idempotency key (then the second value is True)."""
         row = (
             await on.fetch(
                 self._sql["run_insert"],
@@ -86,7 +86,7 @@ class Store:
         return row["run_id"], row["existing"]
 
     async def runs_insert(self, on: Queryable, new: Sequence[NewRun]) -> list[UUID | None]:
-        """Insert many; None where a live run holds the idempotency key."""
+        """Insert many; None where another run holds the idempotency key."""
         columns = (
             "run_id", "kind", "payload", "project_id", "priority", "run_at", "max_attempts", "timeout", "expires_at",
             "idempotency_key", "is_shadow", "headers", "concurrency_key",
@@ -109,7 +109,7 @@ class Store:
         lease_owner: str,
         lease_s: float,
         enforce_shadow: bool,
-        desk: Desk,
+        desk: Desk | None = None,
     ) -> list[Run]:
         """Pending -> running, for up to `limit` runs, each with a fresh lease; in no order."""
         rows = await on.fetch(
@@ -136,8 +136,16 @@ class Store:
         rows = await on.fetch(self._sql["progress"], run.run_id, run.lease_token, lease_owner, progress)
         return bool(rows)
 
-    async def settle(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> set[UUID]:
-        """Running -> completed, failed or cancelled; return those that were settled."""
+    async def lock(self, on: Queryable, run: Run, lease_owner: str) -> bool:
+        """Lock a run that is held under this lease; False if it is not, or locked by somebody."""
+        return bool(await on.fetch(self._sql["lock"], run.run_id, run.lease_token, lease_owner))
+
+    async def lock_waiting(self, on: Queryable, run: Run, lease_owner: str) -> bool:
+        """As `lock`, waiting for whoever has it locked."""
+        return bool(await on.fetch(self._sql["lock_waiting"], run.run_id, run.lease_token, lease_owner))
+
+    async def settle(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> int:
+        """Running -> completed, failed or cancelled; return how many were settled."""
         rows = await on.fetch(
             self._sql["settle"],
             lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes],
@@ -145,7 +153,7 @@ class Store:
             _unless_all([o.effects for o in outcomes], usual=None), _unless_all([o.error_code for o in outcomes], usual=None),
             _unless_all([o.error for o in outcomes], usual=None), _unless_all([o.was_started for o in outcomes], usual=True),
         )  # fmt: skip
-        return {row["run_id"] for row in rows}
+        return int(rows[0]["count"])
 
     async def give_back(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> set[UUID]:
         """Running -> pending; return those that were given back."""
@@ -172,6 +180,10 @@ class Store:
     async def expire(self, on: Queryable, *, limit: int) -> int:
         """Pending -> cancelled, for runs that may no longer be started; return how many."""
         return len(await on.fetch(self._sql["expire"], limit))
+
+    async def keys_forget(self, on: Queryable, *, limit: int) -> int:
+        """Delete idempotency keys whose time is over; return how many."""
+        return len(await on.fetch(self._sql["keys_forget"], limit))
 
     async def run_cancel(self, on: Queryable, run_id: UUID) -> str:
         """Pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""

@@ -20,7 +20,7 @@ from notifyworker.pause import Backoff, is_set_within
 from notifyworker.settings import CONNECT_S
 
 PING_S = 10.0
-PING_DEADLINE_S = 5.0
+PING_DEADLINE_S = 4.0
 DEAF_RETRY_S = 60.0
 _WINDOW_S = 0.1
 

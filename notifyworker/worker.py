@@ -11,6 +11,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
@@ -30,6 +31,7 @@ from notifyworker.settings import CANCEL_S, CONNECT_S, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
 from notifyworker.store import QUEUE_LIMIT, Row, Served, Store
+from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
 from notifyworker.wake import Listener
@@ -63,14 +65,16 @@ class Conductor:
         self._make_parts(settings, standalone=standalone)
 
     def _make_parts(self, settings: Settings, *, standalone: bool) -> None:
-        def opener(purpose: str) -> Callable[[], Coroutine[Any, Any, Connection]]:
-            return lambda: reconnect(self.dsn, schema=settings.schema_name, purpose=purpose)
+        def link(purpose: str, dsn: str = self.dsn, **session: str) -> Link:
+            return Link(lambda: reconnect(dsn, schema=settings.schema_name, purpose=purpose, session=session))
 
         direct = settings.listen_dsn.get_secret_value() if settings.listen_dsn else self.dsn
-        self._links = {purpose: Link(opener(purpose)) for purpose in ("claim", "settle", "side")}
-        self._links["vacuum"] = Link(
-            lambda: reconnect(direct, schema=settings.schema_name, purpose="vacuum", longest_statement_s=LONGEST_VACUUM_S)
-        )
+        self._links = {
+            "claim": link("claim"),
+            "settle": link("settle", synchronous_commit=settings.synchronous_commit),
+            "side": link("side"),
+            "vacuum": link("vacuum", direct, statement_timeout=f"{LONGEST_VACUUM_S}s"),
+        }
         self._side_link = self._links["side"]
         served = Served(
             max_attempts={kind: handler.retry.max_attempts for kind, handler in self._handlers.items()},
@@ -94,6 +98,11 @@ class Conductor:
         self.settler = Settler(
             self.store, self._links["settle"], self.lease_owner, self.metrics, on_settled=self._settled, on_refused=self._refused
         )
+        self.transactions = Transactions(
+            self.store, self.dsn, self._side_link, self.lease_owner,
+            connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
+            on_settled=self._settled, on_ended=self._ended, on_lost=self._lost_in_transaction,
+        )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
@@ -198,6 +207,7 @@ class Conductor:
         self.turns.close()
         for part in (self.listener, self.leader):
             part.terminate()
+        self.transactions.close()
         for link in self._links.values():
             link.close()
         for task in self._tasks:
@@ -315,10 +325,14 @@ class Conductor:
             self._slot_is_free()
         for run_id, token in lost.items():
             attempt = self.slots.get(run_id)
-            if attempt is not None and attempt.run.lease_token == token:
+            if attempt is not None and attempt.run.lease_token == token and not attempt.is_committing:
                 self._tell_lost(attempt.run, why)
                 # After a lapse nobody may have taken it yet: then the release is accepted, else it is refused.
                 self.slots.end(attempt, "stopping" if why == "lapse" else "lost")
+
+    def _lost_in_transaction(self, attempt: Attempt) -> None:
+        attempt.is_committing = False
+        self._lost({attempt.run.run_id: attempt.run.lease_token}, "transaction")
 
     def _tell_lost(self, run: Run, why: str) -> None:
         self.metrics.lost.inc()
@@ -346,6 +360,13 @@ class Conductor:
                 self._lost({run.run_id: run.lease_token}, "progress")
             raise LeaseLost(run.run_id, during="progress")
         self._publish(run.run_id, run.kind, "progress")
+
+    def transaction(self, run: Run, connection: "Connection | None") -> AbstractAsyncContextManager[Connection]:
+        """Begin a transaction that settles the run. Raises LeaseLost."""
+        attempt = self.slots.get(run.run_id)
+        if attempt is None or attempt.run is not run:
+            raise LeaseLost(run.run_id, during="transaction")
+        return self.transactions.open(attempt, connection)
 
     def logger(self, run: Run) -> Any:
         """Return a logger bound to the run."""

@@ -63,7 +63,7 @@ CREATE TABLE {schema}.runs (
 DO $do$
 BEGIN
     IF current_setting('server_version_num')::int >= 180000 THEN
-        CREATE FUNCTION {schema}.uuid7() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE AS 'SELECT uuidv7()';
+        CREATE FUNCTION {schema}.uuid7() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE RETURN uuidv7();
         ALTER TABLE {schema}.runs ALTER COLUMN run_id SET DEFAULT uuidv7();
     ELSE
         CREATE FUNCTION {schema}.uuid7() RETURNS uuid LANGUAGE plpgsql VOLATILE PARALLEL SAFE

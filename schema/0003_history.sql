@@ -74,6 +74,9 @@ BEGIN
             EXECUTE format('CREATE TABLE %I.%I PARTITION OF %I.run_history FOR VALUES FROM (%L) TO (%L)',
                 '{name}', 'run_history_' || to_char(day, 'YYYYMMDD'), '{name}',
                 to_char(day, 'YYYY-MM-DD') || ' 00:00:00+00', to_char(day + 1, 'YYYY-MM-DD') || ' 00:00:00+00');
+            IF (SELECT relrowsecurity FROM pg_class WHERE oid = '{schema}.run_history'::regclass) THEN
+                EXECUTE format('ALTER TABLE %I.%I ENABLE ROW LEVEL SECURITY', '{name}', 'run_history_' || to_char(day, 'YYYYMMDD'));
+            END IF;
             made := made + 1;
         EXCEPTION
             WHEN duplicate_table THEN NULL;  -- another made it meanwhile: what was wanted is there

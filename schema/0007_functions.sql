@@ -1,4 +1,5 @@
--- What can be asked for from any driver. SECURITY DEFINER, so that a role may do exactly this and nothing else.
+-- What can be asked for from any driver. SECURITY DEFINER, so that a role may do exactly this and nothing else. Where
+-- projects are separated (0008), runs of other projects are not there for it.
 
 -- One more entry in `errors`, with the database's time: the last 50 are kept, and the first of them tells how many were
 -- cut.
@@ -33,23 +34,25 @@ CREATE FUNCTION {schema}.enqueue(
 DECLARE
     holder uuid;
 BEGIN
-    -- The key's holder may be settled between the INSERT and the look: then it is free, and the INSERT goes again.
-    LOOP
-        INSERT INTO {schema}.runs AS r (run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout,
-            expires_at, idempotency_key, concurrency_key, is_shadow, headers)
-        VALUES (coalesce(enqueue.run_id, {schema}.uuid7()), enqueue.kind, enqueue.payload, enqueue.project_id,
-            enqueue.priority::smallint, enqueue.run_at, enqueue.max_attempts::smallint, enqueue.timeout,
-            enqueue.expires_at, enqueue.idempotency_key, enqueue.concurrency_key, enqueue.is_shadow, enqueue.headers)
-        ON CONFLICT (project_id, kind, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-        RETURNING r.run_id INTO holder;
-        IF holder IS NULL THEN
-            SELECT r.run_id INTO holder FROM {schema}.runs AS r
-             WHERE r.project_id = enqueue.project_id AND r.kind = enqueue.kind
-               AND r.idempotency_key = enqueue.idempotency_key;
+    IF NOT {schema}.caller_sees(enqueue.project_id) THEN
+        RAISE EXCEPTION 'this role may not enqueue for the project "%"', enqueue.project_id
+            USING ERRCODE = 'insufficient_privilege', HINT = 'The owner of the schema binds roles by bind_role().';
+    END IF;
+    enqueue.run_id := coalesce(enqueue.run_id, {schema}.uuid7());
+    -- A key that another is taking at this moment is waited for, and then asked for again.
+    WHILE enqueue.idempotency_key IS NOT NULL LOOP
+        holder := {schema}.key_holder(enqueue.project_id, enqueue.kind, enqueue.idempotency_key);
+        IF holder IS NOT NULL THEN
+            RETURN holder;
         END IF;
-        EXIT WHEN holder IS NOT NULL;
+        EXIT WHEN {schema}.hold_key(enqueue.project_id, enqueue.kind, enqueue.idempotency_key, enqueue.run_id);
     END LOOP;
-    RETURN holder;
+    INSERT INTO {schema}.runs (run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout,
+        expires_at, idempotency_key, concurrency_key, is_shadow, headers)
+    VALUES (enqueue.run_id, enqueue.kind, enqueue.payload, enqueue.project_id,
+        enqueue.priority::smallint, enqueue.run_at, enqueue.max_attempts::smallint, enqueue.timeout,
+        enqueue.expires_at, enqueue.idempotency_key, enqueue.concurrency_key, enqueue.is_shadow, enqueue.headers);
+    RETURN enqueue.run_id;
 END $$;
 
 -- pending or running -> cancelled, here and now. A running handler hears of it; its later outcome finds no row.
@@ -60,7 +63,7 @@ DECLARE
     was_running boolean;
 BEGIN
     WITH gone AS (
-        DELETE FROM {schema}.runs AS r WHERE r.run_id = cancel.run_id RETURNING *
+        DELETE FROM {schema}.runs AS r WHERE r.run_id = cancel.run_id AND {schema}.caller_sees(r.project_id) RETURNING *
     ), moved AS (
         INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
             priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,
@@ -72,7 +75,8 @@ BEGIN
     )
     SELECT state = 'running' INTO was_running FROM gone;
     IF was_running IS NULL THEN
-        IF EXISTS (SELECT FROM {schema}.run_history AS h WHERE h.run_id = cancel.run_id) THEN
+        IF EXISTS (SELECT FROM {schema}.run_history AS h
+                    WHERE h.run_id = cancel.run_id AND {schema}.caller_sees(h.project_id)) THEN
             RAISE EXCEPTION 'run % is settled already', cancel.run_id USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
         RAISE EXCEPTION 'no run has the id %', cancel.run_id USING ERRCODE = 'no_data_found';
@@ -91,13 +95,14 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     old {schema}.run_history;
 BEGIN
-    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry.run_id) THEN
+    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry.run_id AND {schema}.caller_sees(r.project_id)) THEN
         RAISE EXCEPTION 'run % is live', retry.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Only a settled run can be retried.';
     END IF;
     DELETE FROM {schema}.run_history AS h
      WHERE h.run_id = retry.run_id
        AND h.finished_at = (SELECT max(l.finished_at) FROM {schema}.run_history AS l WHERE l.run_id = retry.run_id)
+       AND {schema}.caller_sees(h.project_id)
     RETURNING * INTO old;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no run has the id %', retry.run_id USING ERRCODE = 'no_data_found';
@@ -112,19 +117,29 @@ BEGIN
     RETURN old.run_id;
 EXCEPTION
     WHEN unique_violation THEN
-        RAISE EXCEPTION 'run % can''t be retried while a live run holds its id or its idempotency key', retry.run_id
+        RAISE EXCEPTION 'run % can''t be retried while another run holds its id or its idempotency key', retry.run_id
             USING ERRCODE = 'object_not_in_prerequisite_state';
 END $$;
 
 -- Deletes a settled run for good.
 CREATE FUNCTION {schema}.forget(run_id uuid) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    was_there boolean;
 BEGIN
-    DELETE FROM {schema}.run_history AS h WHERE h.run_id = forget.run_id;
-    IF FOUND THEN
+    WITH gone AS (
+        DELETE FROM {schema}.run_history AS h WHERE h.run_id = forget.run_id AND {schema}.caller_sees(h.project_id)
+        RETURNING h.*
+    ), freed AS (
+        DELETE FROM {schema}.idempotency_keys AS k USING gone
+         WHERE k.project_id = gone.project_id AND k.kind = gone.kind AND k.idempotency_key = gone.idempotency_key
+           AND k.run_id = gone.run_id AND k.expires_at IS NOT NULL
+    )
+    SELECT EXISTS (SELECT FROM gone) INTO was_there;
+    IF was_there THEN
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = forget.run_id) THEN
+    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = forget.run_id AND {schema}.caller_sees(r.project_id)) THEN
         RAISE EXCEPTION 'run % is live', forget.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Cancel it first.';
     END IF;

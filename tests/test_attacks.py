@@ -634,3 +634,49 @@ async def test_a_strangers_hold_on_the_coalescing_lock_does_not_end_coalescing_f
             await connection.fetchval(held, locks.silent % 2**32) == 0 for _ in range(20) if await burst_until_coalesced()
         ]
         assert any(coalesced_without_m)
+
+
+async def test_a_claim_whose_answer_was_lost_costs_no_lease_when_nothing_else_is_ready(make_worker, connection):
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        store = worker._conductor.store
+        claim = store.claim
+
+        async def lost(*args: object, **keywords: object) -> object:
+            """The answer is lost, and the database can't be reached for a while."""
+            nonlocal left
+            if left == 0 or (left == 5 and not (await claim(*args, **keywords))):
+                return await claim(*args, **keywords)
+            left -= 1
+            raise ConnectionResetError
+
+        left = 5
+        store.claim = lost
+        run = await settled(connection, await insert(connection, "a"), 10)
+
+    assert (run["state"], run["attempt"], run["lease_token"]) == ("completed", 1, 2)
+    assert "the answer to its claim was lost" in run["errors"]
+
+
+async def test_a_look_that_had_to_wait_for_a_lock_does_not_put_off_the_next(dsn, make_worker, connection):
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    stranger = await asyncpg.connect(dsn)
+    async with worker:
+        await eventually(lambda: worker._conductor.listener.is_hearing)
+        async with stranger.transaction():
+            await stranger.execute("LOCK TABLE notifyworker.runs IN ACCESS EXCLUSIVE MODE")
+            await connection.execute("SELECT pg_notify('notifyworker', '')")
+            waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND now() - waitstart > interval '0.7 s')"
+            await eventually(lambda: connection.fetchval(waits))
+        run = await settled(connection, await insert(connection, "a"), 5)
+
+    assert run["state"] == "completed"
+    await stranger.close()

@@ -62,16 +62,28 @@ def test_marks_go_on_though_something_is_told_during_each_claim():
 
 def test_looks_take_a_twentieth_of_the_time_and_wide_reads_too_where_looks_are_dear():
     lanes = known()
+    lanes.looked([(*KEY, NOW, True)], 0.0, 0.001)
     assert lanes.look_is_due_in_s(0.001) == pytest.approx(0.019)
     assert lanes.slack(1.0) is SLACK
     lanes.looked([(*KEY, NOW, True)], 0.0, 0.5)  # one alone may have waited for a lock
     assert lanes.look_is_due_in_s(0.5) == pytest.approx(0.019)
+    lanes.looked([(*KEY, NOW, True)], 0.0, 0.5)
     lanes.looked([(*KEY, NOW, True)], 0.0, 0.5)
     assert lanes.look_is_due_in_s(0.5) == pytest.approx(9.5)
     assert lanes.slack(1.0) is WIDE_SLACK
     lanes.read(WIDE_SLACK, 1.0, 1.01)
     assert lanes.slack(1.19) is SLACK
     assert lanes.slack(1.21) is WIDE_SLACK
+
+
+def test_one_slow_look_puts_off_no_other():
+    lanes = Lanes()
+    lanes.looked([], 0.0, 0.2)  # the first, on a connection that was opened for it
+    assert lanes.look_is_due_in_s(0.2) == 0
+    lanes.looked([(*KEY, NOW, True)], 1.0, 1.001)
+    lanes.looked([(*KEY, NOW, True)], 2.0, 3.0)  # waited for a lock
+    assert lanes.look_is_due_in_s(3.0) == pytest.approx(0.019)
+    assert lanes.slack(3.0) is SLACK
 
 
 def test_higher_priority_goes_first_then_the_older_head():

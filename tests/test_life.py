@@ -772,3 +772,32 @@ async def test_a_handler_leaves_nothing_in_its_slot_for_the_next_run(make_worker
             assert (run["state"], run["attempt"]) == ("completed", 1)
 
     assert seen == [None, {"order": 1}, None, {"order": 2}, None, {"order": 3}]
+
+
+WATCH_COMMITS = """
+CREATE TABLE public.commits (what text, setting text);
+CREATE FUNCTION public.watch_commits() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    INSERT INTO public.commits VALUES (TG_ARGV[0], current_setting('synchronous_commit'));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER watch AFTER UPDATE ON notifyworker.runs FOR EACH ROW EXECUTE FUNCTION public.watch_commits('claim');
+CREATE TRIGGER watch AFTER INSERT ON notifyworker.run_history FOR EACH ROW EXECUTE FUNCTION public.watch_commits('settle');
+"""
+
+
+@pytest.mark.parametrize(("given", "settles"), [({}, "on"), ({"synchronous_commit": "off"}, "off")])
+async def test_only_settles_may_forgo_the_disk(dsn, make_worker, connection, given, settles):
+    """A claim never does, not even where the database's own default is off."""
+    database = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f'{WATCH_COMMITS}; ALTER DATABASE "{database}" SET synchronous_commit = off')
+    worker = make_worker(**given)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    async with worker:
+        await settled(connection, await insert(connection, "a"))
+
+    seen = {(row["what"], row["setting"]) for row in await connection.fetch("SELECT * FROM public.commits")}
+    assert seen == {("claim", "on"), ("settle", settles)}

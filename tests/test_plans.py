@@ -2,7 +2,7 @@
 A backlog of others costs nobody anything: each statement of a run's life reads its own rows and no more.
 
 Also while statistics say that the table is empty, as they do from a burst after a quiet time until the next autovacuum,
-and in a session without our settings of the planner, as behind a transaction pooler.
+and in a session without our settings of the planner, as behind a transaction pooler; and where projects are separated.
 """
 
 import json
@@ -15,7 +15,7 @@ import pytest
 
 from notifyworker.database import Connection, connect
 from notifyworker.lanes import SLACK, Lane
-from notifyworker.run import Desk, Outcome, State
+from notifyworker.run import Outcome, State
 from notifyworker.store import Served, Store
 
 BACKLOG = 20_000
@@ -47,27 +47,37 @@ def _read(node: dict[str, Any]) -> Iterator[float]:
         yield from _read(inner)
 
 
-@pytest.fixture(params=["our settings", "no settings"])
-async def session(request: pytest.FixtureRequest, any_dsn: str) -> Any:
-    if request.param == "our settings":
-        conn = await connect(any_dsn, schema="notifyworker", purpose="test")
-    else:
+@pytest.fixture
+async def owner(any_dsn: str) -> Any:
+    conn = await asyncpg.connect(any_dsn)
+    yield conn
+    await conn.close()
+
+
+@pytest.fixture(params=["our settings", "no settings", "separated projects"])
+async def session(request: pytest.FixtureRequest, any_dsn: str, owner: asyncpg.Connection) -> Any:
+    if request.param == "no settings":
         conn = await asyncpg.connect(any_dsn, statement_cache_size=0)
+    else:
+        conn = await connect(any_dsn, schema="notifyworker", purpose="test")
+    if request.param == "separated projects":
+        await owner.execute("SELECT notifyworker.separate_projects()")
+        await conn.execute("SET ROLE notifyworker_worker")
     yield conn
     await conn.close()
 
 
 @pytest.mark.parametrize("statistics", ["of an empty table", "none", "of the backlog"])
-async def test_each_statement_of_a_runs_life_reads_its_own_rows_alone(session, statistics):
-    await session.execute("ALTER TABLE notifyworker.runs SET (autovacuum_enabled = off)")
+async def test_each_statement_of_a_runs_life_reads_its_own_rows_alone(owner, session, statistics):
+    await owner.execute("ALTER TABLE notifyworker.runs SET (autovacuum_enabled = off)")
     if statistics == "of an empty table":
-        await session.execute("INSERT INTO notifyworker.runs (kind) VALUES ('a')")
-        await session.execute("DELETE FROM notifyworker.runs")
-        await session.execute("VACUUM ANALYZE notifyworker.runs")
+        await owner.execute("INSERT INTO notifyworker.runs (kind) VALUES ('a')")
+        await owner.execute("DELETE FROM notifyworker.runs")
+        await owner.execute("VACUUM ANALYZE notifyworker.runs")
     for kind, count in (("others", BACKLOG), ("ours", 5 * OURS)):
-        await session.execute(f"INSERT INTO notifyworker.runs (kind) SELECT '{kind}' FROM generate_series(1, {count})")
+        await owner.execute(f"INSERT INTO notifyworker.runs (kind) SELECT '{kind}' FROM generate_series(1, {count})")
     if statistics == "of the backlog":
-        await session.execute("VACUUM ANALYZE notifyworker.runs")
+        await owner.execute("VACUUM ANALYZE notifyworker.runs")
     on, store = Explained(session), Store("notifyworker")
 
     held = await _claimed(on, store)
@@ -75,7 +85,7 @@ async def test_each_statement_of_a_runs_life_reads_its_own_rows_alone(session, s
     assert await store.held(on, OWNER, held) == held.keys()
     back, done, dead = ({run_id: held[run_id] for run_id in list(held)[place::3]} for place in range(3))
     assert await store.give_back(on, OWNER, _outcomes(back, State.PENDING)) == back.keys()
-    assert await store.settle(on, OWNER, _outcomes(done, State.COMPLETED)) == done.keys()
+    assert await store.settle(on, OWNER, _outcomes(done, State.COMPLETED)) == len(done)
     assert await store.settled(on, OWNER, held) == done.keys()
     await session.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE lease_owner IS NOT NULL")
     assert {row["run_id"] for row in await store.reap(on, limit=500, reaper=OWNER, presumed_dead=["x"])} == dead.keys()
@@ -88,10 +98,9 @@ async def test_each_statement_of_a_runs_life_reads_its_own_rows_alone(session, s
 
 async def _claimed(on: Explained, store: Store) -> dict[UUID, int]:
     served = Served(max_attempts={"idle": 3, "ours": 3}, timeouts_s={"idle": None, "ours": 60.0}, project_ids=None)
-    desk: Desk = None  # type: ignore[assignment]  # nobody executes them
     (lane,) = await store.lanes(on, served)
     lanes = [Lane("idle", "default", 0, lane["mark"]), Lane("ours", "default", 0, lane["mark"])]
-    runs = await store.claim(on, served, lanes, SLACK, limit=OURS, lease_owner=OWNER, lease_s=60, enforce_shadow=False, desk=desk)
+    runs = await store.claim(on, served, lanes, SLACK, limit=OURS, lease_owner=OWNER, lease_s=60, enforce_shadow=False)
     assert [(run.kind, run.timeout_s) for run in runs] == [("ours", 60.0)] * OURS
     assert {row["kind"] for row in await store.ready(on)} == {"others", "ours"}
     assert len(await store.ready_since(on, lanes, SLACK)) == 1

@@ -132,6 +132,7 @@ async def test_cancel_retry_and_forget(db):
 
 async def test_retry_is_refused_while_a_live_run_holds_its_key(db):
     insert = "INSERT INTO notifyworker.runs (kind, idempotency_key) VALUES ('a', 'k') RETURNING run_id"
+    await db.execute("UPDATE notifyworker.settings SET value = '0' WHERE name = 'idempotency_window_s'")
     old = await db.fetchval(insert)
     await db.fetchval("SELECT notifyworker.cancel($1)", old)
     await db.fetchval(insert)

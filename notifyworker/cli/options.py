@@ -69,6 +69,13 @@ class WorkerOptions(DatabaseOptions):
         Literal["exit", "log"] | None, Parameter(help="When no lease could be renewed in time [default: exit].")
     ] = None
     drain_timeout_s: Annotated[float | None, Parameter(help="Time to finish at shutdown [default: 30].", **_LEADING)] = None
+    transaction_connections: Annotated[
+        int | None, Parameter(help="Connections for run.transaction(), opened when needed [default: 10].", **_LEADING)
+    ] = None
+    synchronous_commit: Annotated[
+        Literal["on", "off", "local", "remote_write", "remote_apply"] | None,
+        Parameter(help="Of settles; off: a crash of the server may bring the last half second's runs back [default: on]."),
+    ] = None
     shadow: Annotated[
         Literal["honour", "enforce"] | None, Parameter(help="Enforce: every run is a shadow run [default: honour].")
     ] = None

@@ -123,7 +123,7 @@ class Routes:
         return json_answer(shown(row))
 
     async def insert(self, request: web.Request) -> web.Response:
-        """Insert one run, or name the live one that holds the idempotency key."""
+        """Insert one run, or name the one that holds the idempotency key."""
         Query(request, _NOTHING)
         given = await read_object(request)
         _check_columns(given)

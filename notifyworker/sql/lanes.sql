@@ -25,6 +25,6 @@ SELECT l.kind, l.project_id, l.rank, least(l.run_at, now()) AS mark, l.run_at <=
              FROM {schema}.runs AS r
             WHERE r.state = 'pending' AND r.kind = l.kind AND r.project_id = l.project_id
               AND -r.priority::int = l.rank AND r.run_at > now()
-            ORDER BY r.run_at LIMIT 1) END - now()) AS due_in_s
+            ORDER BY r.kind, r.project_id, -r.priority::int, r.run_at LIMIT 1) END - now()) AS due_in_s
   FROM lane AS l
  WHERE $2::text[] IS NULL OR l.project_id = ANY ($2::text[])

@@ -6,4 +6,4 @@ SELECT l.kind, l.project_id, l.rank, head.run_at AS mark, head.run_id
         FROM {schema}.runs AS r
        WHERE r.state = 'pending' AND r.kind = l.kind AND r.project_id = l.project_id AND -r.priority::int = l.rank
          AND r.run_at >= l.mark AND r.run_at <= now()
-       ORDER BY r.run_at, r.run_id LIMIT 1) AS head
+       ORDER BY r.kind, r.project_id, -r.priority::int, r.run_at, r.run_id LIMIT 1) AS head

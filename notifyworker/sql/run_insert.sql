@@ -1,4 +1,4 @@
--- $1.. the producer's columns; existing: whether a live run held the idempotency key already
+-- $1.. the producer's columns; existing: whether another run held the idempotency key already
 WITH fresh AS MATERIALIZED (
     SELECT coalesce($13::uuid, {schema}.uuid7()) AS run_id
 ), given AS (

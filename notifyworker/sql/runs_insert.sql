@@ -1,4 +1,4 @@
--- Many runs in one statement. Returns an id a run, in order; null where a live run holds the idempotency key.
+-- Many runs in one statement. Returns an id a run, in order; null where another run holds the idempotency key.
 -- An element a run: $1 run_id, $2 kind, $3 payload, $4 project_id, $5 priority, $6 run_at, $7 max_attempts, $8 timeout,
 -- $9 expires_at, $10 idempotency_key, $11 is_shadow, $12 headers, $13 concurrency_key
 WITH given AS MATERIALIZED (
@@ -14,7 +14,9 @@ WITH given AS MATERIALIZED (
         idempotency_key, is_shadow, headers, concurrency_key)
     SELECT run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout, expires_at,
            idempotency_key, is_shadow, headers, concurrency_key
-      FROM given ORDER BY place
+      FROM given
+     WHERE idempotency_key IS NULL OR {schema}.key_holder(project_id, kind, idempotency_key) IS NULL
+     ORDER BY place
     ON CONFLICT (project_id, kind, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING run_id
 )

@@ -22,45 +22,48 @@ BEGIN
     END IF;
 END $do$;
 
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
-
--- Run by each migration's end, and by an administrator who has made missing roles by hand.
+-- Run by each migration's end, and by an administrator who has made missing roles by hand. The partitions of the history
+-- are granted to nobody: they are read through run_history, whose grants and policies count.
 CREATE FUNCTION {schema}.grant_roles() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     granted record;
 BEGIN
+    REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
     FOR granted IN
         SELECT * FROM (VALUES
             ('producer', 'USAGE ON SCHEMA {schema}'),
             ('producer', 'INSERT ON {schema}.runs'),
             ('producer', 'SELECT (run_id) ON {schema}.runs'),
-            ('producer', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.uuid7'),
+            ('producer', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.key_holder, {schema}.uuid7'),
             ('worker', 'USAGE ON SCHEMA {schema}'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.runs, {schema}.workers, {schema}.reaps'),
             ('worker', 'SELECT, UPDATE ON {schema}.reaper'),
             ('worker', 'SELECT, INSERT ON {schema}.run_history'),
             ('worker', 'SELECT ON {schema}.all_runs, {schema}.settings, {schema}.migrations'),
-            ('worker', 'EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema}'),
+            ('worker', 'SELECT, UPDATE, DELETE ON {schema}.idempotency_keys'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.key_holder, {schema}.uuid7, {schema}.cancel, {schema}.retry'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.make_partitions, {schema}.drop_expired_partitions'),
             ('operator', 'USAGE ON SCHEMA {schema}'),
-            ('operator', 'SELECT ON ALL TABLES IN SCHEMA {schema}'),
             ('operator', 'EXECUTE ON FUNCTION {schema}.cancel, {schema}.retry, {schema}.forget'),
-            ('observer', 'USAGE ON SCHEMA {schema}'),
-            ('observer', 'SELECT ON ALL TABLES IN SCHEMA {schema}')
+            ('observer', 'USAGE ON SCHEMA {schema}')
         ) AS g (role_name, what)
         UNION ALL
         SELECT 'worker', 'MAINTAIN ON {schema}.runs' WHERE current_setting('server_version_num')::int >= 170000
+        UNION ALL
+        SELECT reader, format('SELECT ON %s', c.oid::regclass)
+          FROM pg_class AS c CROSS JOIN (VALUES ('operator'), ('observer')) AS r (reader)
+         WHERE c.relnamespace = quote_ident('{name}')::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+        UNION ALL
+        -- The policies ask both in the name of whoever reads.
+        SELECT bound, what FROM (VALUES ('producer'), ('operator'), ('observer')) AS b (bound) CROSS JOIN (VALUES
+            ('EXECUTE ON FUNCTION {schema}.projects_of'), ('SELECT ON {schema}.project_roles')) AS w (what)
     LOOP
         IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}_' || granted.role_name) THEN
             EXECUTE format('GRANT %s TO %I', granted.what, '{name}_' || granted.role_name);
         END IF;
     END LOOP;
-    -- Who makes roles, makes partitions or changes limits is the owner alone.
-    REVOKE ALL ON FUNCTION {schema}.grant_roles, {schema}.apply_settings FROM PUBLIC;
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}_worker') THEN
-        EXECUTE format('REVOKE ALL ON FUNCTION {schema}.grant_roles, {schema}.apply_settings FROM %I', '{name}_worker');
-    END IF;
 END $$;
-REVOKE ALL ON FUNCTION {schema}.grant_roles FROM PUBLIC;
 
 SELECT {schema}.grant_roles();

@@ -1,0 +1,218 @@
+"""
+A handler's own writes and the settle of its run, in one transaction: both are there afterwards, or neither.
+
+The settle is the fenced one, on the handler's connection, as the last statement before COMMIT. A COMMIT without an answer
+is unknown: the run's row tells. While that transaction may still be committing it has the row locked; once the row can be
+locked under the same lease it was rolled back; and once the row is gone it was committed, or the lease was lost.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any, cast
+
+import asyncpg
+from asyncpg.transaction import Transaction
+
+from notifyworker.database import IN_TRANSACTION, Connection, DatabaseError, Link, brief, connect_plainly, is_refusal
+from notifyworker.errors import Cancel, Code, Fail, LeaseLost, Snooze
+from notifyworker.execute import Attempt, completed, outcome_of_error
+from notifyworker.observe import log
+from notifyworker.pause import Backoff
+from notifyworker.run import Outcome, State
+from notifyworker.settings import CANCEL_S
+from notifyworker.store import Store
+
+_COMMIT_S = 30.0
+
+
+class Transactions:
+    """
+    The transactions of one worker's handlers, and the connections for those that bring none of their own.
+
+    `on_settled` is called when a run was settled in its handler's transaction, `on_ended` with the outcome of one whose
+    result can't be stored, `on_lost` for a run that is no longer ours.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        dsn: str,
+        link: Link,
+        lease_owner: str,
+        *,
+        connections: int,
+        unknown_s: float,
+        max_result_bytes: Callable[[], int],
+        on_settled: Callable[[Sequence[Outcome]], None],
+        on_ended: Callable[[Attempt, Outcome | None], None],
+        on_lost: Callable[[Attempt], None],
+    ) -> None:
+        self._store = store
+        self._dsn = dsn
+        self._link = link
+        self._lease_owner = lease_owner
+        self._connections = connections
+        self._unknown_s = unknown_s
+        self._max_result_bytes = max_result_bytes
+        self._on_settled = on_settled
+        self._on_ended = on_ended
+        self._on_lost = on_lost
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._opening = asyncio.Lock()
+        self._committing: set[asyncio.Task[None]] = set()
+
+    def close(self) -> None:
+        """Cut all connections."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool = None
+
+    @asynccontextmanager
+    async def open(self, attempt: Attempt, given: "Connection | None") -> AsyncIterator[Connection]:
+        """
+        Begin a transaction; commit it together with the run's settle when the block ends.
+
+        Cancel, Fail and Snooze settle as they say, together with what was written. Any other exception rolls back, and
+        so does the end of a shadow run's block. Raises LeaseLost where the run is another's now: nothing was written.
+        """
+        if attempt.is_settled:
+            message = f"{attempt.run!r} is settled already: there is one transaction() a run"
+            raise RuntimeError(message)
+        async with await self._connection(given) as connection:
+            if connection.is_in_transaction():
+                message = "a transaction is open on this connection already: transaction() begins and ends its own"
+                raise RuntimeError(message)
+            transaction = connection.transaction(isolation="read_committed")
+            await transaction.start()
+            wish: Cancel | Fail | Snooze | None = None
+            try:
+                yield connection
+            except (Cancel, Fail, Snooze) as error:
+                wish = error
+            except BaseException:
+                await _roll_back(connection, transaction)
+                raise
+            await self._end(attempt, connection, transaction, wish)
+            if wish is not None:
+                raise wish
+
+    async def _end(self, attempt: Attempt, connection: Connection, transaction: Transaction, wish: Exception | None) -> None:
+        if not connection.is_in_transaction():
+            await _roll_back(connection, transaction)
+            message = "the transaction was ended inside of its block: what it wrote and the run's settle are not one"
+            raise RuntimeError(message)
+        outcome = self._outcome(attempt, wish)
+        if attempt.run.is_shadow:
+            await _roll_back(connection, transaction)
+        elif outcome.error_code == Code.BAD_RESULT:
+            await _roll_back(connection, transaction)
+            attempt.is_settled = True
+            self._on_ended(attempt, outcome)
+            raise Fail(Code.BAD_RESULT)
+        else:
+            await self._unhurried(self._commit(connection, transaction, attempt, outcome))
+
+    async def _connection(self, given: "Connection | None") -> AbstractAsyncContextManager[Connection]:
+        if given is not None:
+            return nullcontext(given)
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await self._opened()
+            pool = self._pool
+        return cast("AbstractAsyncContextManager[Connection]", pool.acquire())
+
+    async def _opened(self) -> "asyncpg.Pool[asyncpg.Record]":
+        def connect(*_arguments: Any, **_options: Any) -> Coroutine[Any, Any, Connection]:
+            return connect_plainly(self._dsn, schema=self._store.schema, purpose="handler")
+
+        return await asyncpg.create_pool(min_size=0, max_size=self._connections, connect=connect)
+
+    def _outcome(self, attempt: Attempt, wish: Exception | None) -> Outcome:
+        if wish is None:
+            return completed(attempt.run, attempt.run.result, self._lease_owner, self._max_result_bytes())
+        outcome = outcome_of_error(attempt, wish, self._lease_owner)
+        assert outcome is not None  # these three always have one
+        return outcome
+
+    async def _unhurried(self, commit: Coroutine[Any, Any, None]) -> None:
+        """Let a commit end, also when the handler is cancelled meanwhile: what became of it must be known."""
+        task = asyncio.get_running_loop().create_task(commit, name="notifyworker commit")
+        self._committing.add(task)
+        task.add_done_callback(self._committing.discard)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task}, timeout=CANCEL_S)
+            if task.done() and not task.cancelled():
+                task.exception()  # what the handler would have heard of, had it not been cancelled
+            raise
+
+    async def _commit(self, connection: Connection, transaction: Transaction, attempt: Attempt, outcome: Outcome) -> None:
+        attempt.is_committing = True
+        try:
+            async with asyncio.timeout(_COMMIT_S):
+                await self._settle(connection, transaction, attempt, outcome)
+                await transaction.commit()
+        except DatabaseError as error:
+            if is_refusal(error):
+                await _roll_back(connection, transaction)
+                raise
+            _cut(connection)
+            log.warning("commit_unknown", run_id=str(attempt.run.run_id), kind=attempt.run.kind, error=brief(error))
+            if not await self._was_committed(attempt, outcome):
+                raise
+        finally:
+            attempt.is_committing = False
+        attempt.is_settled = True
+        self._on_settled([outcome])
+
+    async def _settle(self, connection: Connection, transaction: Transaction, attempt: Attempt, outcome: Outcome) -> None:
+        run = attempt.run
+        await connection.execute(IN_TRANSACTION)
+        if not await self._store.lock_waiting(connection, run, self._lease_owner):
+            await _roll_back(connection, transaction)
+            self._on_lost(attempt)
+            raise LeaseLost(run.run_id, during="transaction")
+        statement = self._store.give_back if outcome.to is State.PENDING else self._store.settle
+        await statement(connection, self._lease_owner, [outcome])
+
+    async def _was_committed(self, attempt: Attempt, outcome: Outcome) -> bool:
+        """Find out, for as long as the lease can last. Raises LeaseLost if it can't be found out, or was lost."""
+        run, backoff = attempt.run, Backoff(cap_s=1.0)
+        lease = {run.run_id: run.lease_token}
+        try:
+            async with asyncio.timeout(self._unknown_s):
+                while True:
+                    try:
+                        if await self._store.lock(self._link, run, self._lease_owner):
+                            return False
+                        if not await self._store.held(self._link, self._lease_owner, lease):
+                            # A run that was given back leaves no trace of who gave it.
+                            if outcome.to is State.PENDING or await self._store.settled(self._link, self._lease_owner, lease):
+                                return True
+                            break
+                    except DatabaseError as error:
+                        log.debug("commit_still_unknown", run_id=str(run.run_id), error=brief(error))
+                    await asyncio.sleep(backoff.next_s())
+        except TimeoutError:
+            log.error("commit_stays_unknown", run_id=str(run.run_id), kind=run.kind)
+        self._on_lost(attempt)
+        raise LeaseLost(run.run_id, during="transaction")
+
+
+async def _roll_back(connection: Connection, transaction: Transaction) -> None:
+    """At once, or not at all: a connection that does not answer is cut, which comes to the same."""
+    try:
+        async with asyncio.timeout(CANCEL_S):
+            await transaction.rollback()
+    except BaseException as error:
+        _cut(connection)
+        if not isinstance(error, DatabaseError):
+            raise
+
+
+def _cut(connection: Connection) -> None:
+    with contextlib.suppress(asyncpg.InterfaceError):  # the pool has taken it back already: it was cut before
+        connection.terminate()

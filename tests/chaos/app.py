@@ -1,0 +1,138 @@
+"""The worker of the chaos harness: its handlers do harm, and write in the ledger what they do."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import notifyworker
+from chaos.ledger import Ledger
+from notifyworker import Retry, Run, Worker
+
+worker = Worker()
+ledger = Ledger(Path(os.environ["CHAOS_LEDGER"]), f"worker-{os.getpid()}")
+ledger.note("up", package=notifyworker.__file__)
+
+
+@contextlib.contextmanager
+def noted(run: Run) -> Iterator[dict[str, int]]:
+    """Start and end of one handler. Yields what it returns, which names the lease under which it was executed."""
+    facts = {"run": str(run.run_id), "token": run.lease_token}
+    ledger.note("start", kind=run.kind, attempt=run.attempt, **facts)
+    how = "raised"
+    try:
+        yield {"token": run.lease_token, "pid": os.getpid()}
+        ledger.note("effect", **facts)
+        how = "returned"
+    except asyncio.CancelledError:
+        how = "cancelled"
+        raise
+    finally:
+        ledger.note("end", how=how, **facts)
+
+
+async def until(path: str | None) -> None:
+    """Return when this file exists."""
+    while path is not None and not Path(path).exists():
+        await asyncio.sleep(0.01)
+
+
+@worker.handler("good", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))
+async def good(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    with noted(run) as result:
+        if ms := payload.get("ms"):
+            await asyncio.sleep(ms / 1000)
+        return result
+
+
+@worker.handler("hold")
+async def hold(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    """Ends when a file appears; `only`: only the lease with this token waits for it."""
+    with noted(run) as result:
+        if payload.get("only") in {None, run.lease_token}:
+            await until(payload["until"])
+        return result
+
+
+@worker.handler("tick")
+async def tick(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    """As hold, and gives a sign of life every few milliseconds."""
+    with noted(run) as result:
+        while run.lease_token == 1 and not Path(payload["until"]).exists():
+            ledger.note("tick", run=str(run.run_id), token=run.lease_token)
+            await asyncio.sleep(0.002)
+        return result
+
+
+@worker.handler("flaky", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))
+async def flaky(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    with noted(run) as result:
+        if run.attempt <= payload.get("fails", 1):
+            message = "as the payload says"
+            raise RuntimeError(message)
+        return result
+
+
+@worker.handler("block")
+async def block(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    """Block the event loop."""
+    with noted(run) as result:
+        if run.lease_token == 1:
+            time.sleep(payload["seconds"])
+        return result
+
+
+# Poison: what ends as failed, and takes nothing else with it.
+
+
+@worker.handler("gil")
+async def gil(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    """One C call that holds the GIL."""
+    with noted(run) as result:
+        ctypes.PyDLL(None).usleep(int(payload["seconds"] * 1_000_000))
+        return result
+
+
+@worker.handler("regex")
+async def regex(run: Run) -> dict[str, int]:
+    """Catastrophic backtracking: a C call that ends in years."""
+    with noted(run) as result:
+        re.match(r"(a+)+$", "a" * 60 + "b")
+        return result
+
+
+@worker.handler("exit")
+async def exits(run: Run) -> dict[str, int]:
+    with noted(run):
+        os._exit(3)
+
+
+@worker.handler("memory")
+async def memory(run: Run) -> dict[str, int]:
+    """Take 10 MB after the other, up to 1 GB: the kernel kills a process that may have less."""
+    with noted(run) as result:
+        taken = [bytearray(b"x" * 10_000_000) for _ in range(100)]
+        return {**result, "taken": len(taken)}
+
+
+@worker.handler("endless", timeout=1, retry=Retry(max_attempts=2, base_s=0.05))
+async def endless(run: Run) -> dict[str, int]:
+    with noted(run) as result:
+        await asyncio.Event().wait()
+        return result
+
+
+@worker.handler("stubborn", timeout=1, retry=Retry(max_attempts=2, base_s=0.05))
+async def stubborn(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    """Goes on through every cancellation."""
+    ends_at = time.monotonic() + payload["seconds"]
+    with noted(run) as result:
+        while time.monotonic() < ends_at:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+        return result

@@ -1,0 +1,179 @@
+"""
+One judgement over what the ledger and the database's own witnesses say, when all is healed and drained.
+
+The exceptions that design decision 4 names are made here and nowhere else: a handler in a frozen process, or beside a
+call that holds the GIL, counts as executing until that moment; a handler that ignores the cancellation of its timeout
+goes on beside the next attempt.
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from chaos.kinds import HOLDS_GIL, POISON
+from chaos.ledger import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One grant of a lease, as the database saw it."""
+
+    run: str
+    token: int
+    owner: str
+    attempt: int
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """One settle, as the database saw it. `by` None: reaped, or cancelled from outside."""
+
+    run: str
+    token: int
+    by: str | None
+    kind: str
+    state: str
+    error_code: str | None
+    attempt: int
+    result_token: int | None
+    result_pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What triggers wrote in another schema, in the transactions of the system under test; and what is still live."""
+
+    inserted: list[str]
+    leases: list[Lease]
+    settles: list[Settle]
+    live: set[str]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """How many runs there were; what was lost, done twice, or otherwise wrong."""
+
+    runs: int = 0
+    lost: list[str] = field(default_factory=list)
+    double: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    #: Commits of which the producer heard nothing, and that had happened.
+    recovered: int = 0
+
+
+def judge(entries: list[Entry], witness: Witness, *, gil_is_frozen: bool = False, is_mixed: bool = False) -> Verdict:
+    """
+    Judge a whole history.
+
+    `gil_is_frozen`: sessions were lost while a call held the GIL, which is an exception. `is_mixed`: with which code a
+    poison run failed is chance.
+    """
+    entries = sorted(entries, key=lambda entry: entry.at)
+    verdict = Verdict()
+    committed = _inserts(entries, witness, verdict)
+    verdict.runs = len(committed)
+    _settles(committed, witness, verdict, is_mixed=is_mixed)
+    _leases(entries, witness, verdict)
+    _fence(entries, witness, verdict)
+    _overlaps(entries, verdict, gil_is_frozen=gil_is_frozen)
+    return verdict
+
+
+def _inserts(entries: list[Entry], witness: Witness, verdict: Verdict) -> set[str]:
+    """What was committed: what the producers know, and where they do not, what is there."""
+    told: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        if entry.what in {"try", "ok", "unknown", "rolled back"}:
+            told[entry.what].update(entry.facts["runs"])
+    there = set(witness.inserted)
+    started = {entry.facts["run"] for entry in entries if entry.what == "start"}
+    unheard = told["try"] - told["ok"] - told["rolled back"]
+    verdict.recovered = len(unheard & there)
+    verdict.lost += [f"{run}: its commit was acknowledged, and it is not there" for run in sorted(told["ok"] - there)]
+    verdict.wrong += [f"{run}: was rolled back, and is there" for run in sorted(told["rolled back"] & (there | started))]
+    verdict.wrong += [f"{run}: nobody inserted it" for run in sorted((there | started) - told["try"])]
+    return told["ok"] | (unheard & there)
+
+
+def _settles(committed: set[str], witness: Witness, verdict: Verdict, *, is_mixed: bool) -> None:
+    settled = Counter(settle.run for settle in witness.settles)
+    for run in sorted(committed - settled.keys()):
+        verdict.lost.append(f"{run}: was never settled, and is {'still live' if run in witness.live else 'gone'}")
+    verdict.double += [f"{run}: settled {count} times" for run, count in settled.items() if count > 1]
+    verdict.wrong += [f"{run}: settled, and still live" for run in sorted(settled.keys() & witness.live)]
+    for settle in witness.settles:
+        expected = ("failed", POISON[settle.kind]) if settle.kind in POISON else ("completed", None)
+        if settle.state != expected[0] or (settle.error_code != expected[1] and not is_mixed):
+            verdict.wrong.append(f"{settle.run}: {settle.kind} ended as {settle.state} {settle.error_code or ''}")
+
+
+def _leases(entries: list[Entry], witness: Witness, verdict: Verdict) -> None:
+    grants = Counter((lease.run, lease.token) for lease in witness.leases)
+    verdict.double += [f"{run}: token {token} was given {count} times" for (run, token), count in grants.items() if count > 1]
+    for lease in witness.leases:
+        if lease.attempt > lease.max_attempts:
+            verdict.wrong.append(f"{lease.run}: attempt {lease.attempt} of {lease.max_attempts}")
+    owners = {(lease.run, lease.token): lease.owner for lease in witness.leases}
+    starts: Counter[tuple[str, int]] = Counter()
+    for entry in entries:
+        if entry.what != "start":
+            continue
+        starts[entry.lease] += 1
+        if not _is_of(owners.get(entry.lease), entry.pid):
+            verdict.wrong.append(f"{entry.facts['run']}: started by {entry.pid} under a lease of {owners.get(entry.lease)}")
+    verdict.double += [f"{run}: started {n} times under token {token}" for (run, token), n in starts.items() if n > 1]
+
+
+def _fence(entries: list[Entry], witness: Witness, verdict: Verdict) -> None:
+    """Nothing is settled but by the holder of the last lease, with what was returned under that very lease."""
+    owners = {(lease.run, lease.token): lease.owner for lease in witness.leases}
+    last: dict[str, int] = defaultdict(int)
+    for lease in witness.leases:
+        last[lease.run] = max(last[lease.run], lease.token)
+    returned = {(*entry.lease, entry.pid) for entry in entries if entry.what == "end" and entry.facts["how"] == "returned"}
+    for settle in witness.settles:
+        if settle.token != last[settle.run]:
+            verdict.wrong.append(f"{settle.run}: settled under token {settle.token} of {last[settle.run]}")
+        if settle.by is not None and owners.get((settle.run, settle.token)) != settle.by:
+            verdict.wrong.append(f"{settle.run}: settled by {settle.by}, who had no lease")
+        if settle.state != "completed":
+            continue
+        if settle.result_token != settle.token or not _is_of(settle.by, settle.result_pid):
+            verdict.wrong.append(
+                f"{settle.run}: has the result of token {settle.result_token} (pid {settle.result_pid}) "
+                f"under token {settle.token} of {settle.by}"
+            )
+        elif (settle.run, settle.token, settle.result_pid) not in returned:
+            verdict.wrong.append(f"{settle.run}: completed, and no handler returned")
+
+
+def _is_of(owner: str | None, pid: int | None) -> bool:
+    """Whether this is the lease_owner of a process: host, pid and a random number."""
+    return owner is not None and owner.split(":")[-2] == str(pid)
+
+
+def _overlaps(entries: list[Entry], verdict: Verdict, *, gil_is_frozen: bool) -> None:
+    """No two handlers of one run at a time, by the clock that all processes share: also outside of the database."""
+    ends: dict[tuple[str, int, int], float] = {}
+    ceased: dict[int, list[float]] = defaultdict(list)
+    for entry in entries:
+        if entry.what == "end":
+            ends.setdefault((*entry.lease, entry.pid), entry.at)
+        elif entry.what in {"exit", "freeze"} or (gil_is_frozen and entry.what == "start" and entry.facts["kind"] in HOLDS_GIL):
+            ceased[entry.pid].append(entry.at)
+    spans: dict[str, list[tuple[float, float, Entry]]] = defaultdict(list)
+    for entry in entries:
+        if entry.what == "start" and entry.facts["kind"] != "stubborn":
+            end = ends.get((*entry.lease, entry.pid), float("inf"))
+            end = min([end, *(at for at in ceased[entry.pid] if at >= entry.at)])
+            spans[entry.facts["run"]].append((entry.at, end, entry))
+    for run, of_run in spans.items():
+        latest = of_run[0]
+        for span in of_run[1:]:
+            began, later = span[0], span[2]
+            if began < latest[1]:
+                took_s = min(latest[1], span[1], entries[-1].at) - began
+                verdict.double.append(
+                    f"{run}: {later.facts['kind']} was started by {later.pid} while {latest[2].pid} executed it, for {took_s:.3f} s"
+                )
+            latest = max(latest, span, key=lambda one: one[1])

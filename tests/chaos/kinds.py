@@ -1,0 +1,13 @@
+"""What becomes of a run of each kind of handler in the end."""
+
+#: These end as failed, with this code; all others as completed.
+POISON = {
+    "gil": "E-RUN-002",
+    "regex": "E-RUN-002",
+    "exit": "E-RUN-002",
+    "memory": "E-RUN-002",
+    "endless": "E-RUN-003",
+    "stubborn": "E-RUN-003",
+}
+#: These hold the GIL in one C call.
+HOLDS_GIL = {"gil", "regex"}

@@ -1,0 +1,96 @@
+"""A producer: inserts in transactions of its own, some of which it rolls back, through a proxy that fails it."""
+
+import asyncio
+import json
+import random
+import uuid
+from typing import Any
+
+import asyncpg
+
+from chaos.ledger import Ledger
+from chaos.proxy import Proxy
+from chaos.thread import ProxyThread
+from notifyworker.database import DatabaseError
+
+_BATCH = 20
+
+
+class Producer:
+    """
+    Inserts `count` runs in batches, and knows of each whether it was committed, rolled back, or that it can't know.
+
+    What a lost COMMIT has become is found out by looking afterwards, in `check`.
+    """
+
+    def __init__(self, *, name: str, database: str, count: int, per_s: float, ledger: Ledger, seed: int) -> None:
+        self.name = name
+        self.left = count
+        self.proxy: Proxy
+        self._database = database
+        self._per_s = per_s
+        self._ledger = ledger
+        self._random = random.Random(seed)
+        self._connection: asyncpg.Connection[Any] | None = None
+
+    async def open(self, thread: ProxyThread, server_port: int) -> "Producer":
+        """Open the proxy."""
+        self.proxy = await Proxy(self.name, thread, server_port).start()
+        return self
+
+    async def run(self) -> None:
+        """Insert until all are committed or unknown."""
+        loop = asyncio.get_running_loop()
+        due_at = loop.time()
+        while self.left > 0:
+            count = min(self.left, self._random.randint(1, 2 * _BATCH))
+            is_rolled_back = self._random.random() < 0.05
+            ids = [str(uuid.UUID(int=self._random.getrandbits(128), version=4)) for _ in range(count)]
+            outcome = await self._transaction(ids, is_rolled_back=is_rolled_back)
+            self._ledger.note(outcome, runs=ids)
+            if outcome != "rolled back":
+                self.left -= count
+            elif self._connection is None:
+                await asyncio.sleep(0.1)  # no database: not too often
+            due_at = max(loop.time(), due_at + count / self._per_s)
+            await asyncio.sleep(due_at - loop.time())
+
+    async def _transaction(self, ids: list[str], *, is_rolled_back: bool) -> str:
+        """One transaction: "ok", "rolled back", or "unknown"."""
+        self._ledger.note("try", runs=ids)
+        outcome = "rolled back"  # what has not sent its COMMIT is
+        try:
+            if self._connection is None:
+                dsn = f"postgresql://postgres@127.0.0.1:{self.proxy.port}/{self._database}"
+                self._connection = await asyncpg.connect(
+                    dsn, timeout=5, command_timeout=5, server_settings={"application_name": "producer"}
+                )
+            await self._connection.execute("BEGIN")
+            await self._connection.execute(
+                "INSERT INTO notifyworker.runs (run_id, kind, payload, max_attempts) SELECT * FROM unnest($1::uuid[], $2::text[],"
+                " $3::jsonb[]), (VALUES (100)) AS v",
+                ids, [self._kind() for _ in ids], [self._payload() for _ in ids],
+            )  # fmt: skip
+            if is_rolled_back:
+                await self._connection.execute("ROLLBACK")
+                return outcome
+            outcome = "unknown"
+            await self._connection.execute("COMMIT")
+            return "ok"
+        except DatabaseError:
+            if self._connection is not None:
+                self._connection.terminate()
+                self._connection = None
+            return outcome
+
+    def _kind(self) -> str:
+        return "flaky" if self._random.random() < 0.05 else "good"
+
+    def _payload(self) -> str:
+        return json.dumps({"ms": self._random.choice((0, 0, 1, 5, 20)), "fails": self._random.randint(1, 3)})
+
+    async def close(self) -> None:
+        """End connection and proxy."""
+        if self._connection is not None:
+            self._connection.terminate()
+        await self.proxy.stop()

@@ -1,0 +1,146 @@
+"""The chaos harness: its short form passes, and its judge and table see what they are there for."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from chaos.check import Lease, Settle, Verdict, Witness, judge
+from chaos.ledger import Entry, Ledger, Reader
+from chaos.mutants import MUTANTS, TOP
+from chaos.table import Row
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.timeout(480)
+def test_the_short_form_loses_nothing_and_does_nothing_twice(tmp_path):
+    output = tmp_path / "output"
+    with output.open("w") as file:  # and not a pipe, which a process left behind would keep open
+        harness = subprocess.Popen(
+            [sys.executable, "-m", "chaos", "--short"], cwd=TESTS, env={**os.environ, "PYTHONPATH": str(TESTS)},
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    try:
+        code = harness.wait(450)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(harness.pid, signal.SIGKILL)
+
+    assert code == 0, output.read_text()
+
+
+# One run with everything in order: inserted, started by process 7, taken over by process 8 when 7 was gone, and settled.
+ENTRIES = [
+    Entry("try", 1.0, 1, {"runs": ["r"]}),
+    Entry("ok", 1.1, 1, {"runs": ["r"]}),
+    Entry("start", 2.0, 7, {"run": "r", "token": 1, "kind": "good", "attempt": 1}),
+    Entry("exit", 3.0, 7, {}),
+    Entry("start", 4.0, 8, {"run": "r", "token": 2, "kind": "good", "attempt": 2}),
+    Entry("end", 5.0, 8, {"run": "r", "token": 2, "how": "returned"}),
+]
+LEASES = [Lease("r", 1, "host:7:aa", 1, 3), Lease("r", 2, "host:8:bb", 2, 3)]
+SETTLES = [Settle("r", 2, "host:8:bb", "good", "completed", None, 2, 2, 8)]
+GOOD = Witness(["r"], LEASES, SETTLES, set())
+
+
+def judged(entries: list[Entry] = ENTRIES, **differences: object) -> Verdict:
+    return judge(entries, replace(GOOD, **differences))
+
+
+def changed(what: str, pid: int, change: Callable[[Entry], Entry | None]) -> list[Entry]:
+    new = [change(entry) if (entry.what, entry.pid) == (what, pid) else entry for entry in ENTRIES]
+    return [entry for entry in new if entry is not None]
+
+
+def test_a_history_in_order_is_no_fault():
+    assert judged() == Verdict(runs=1)
+
+
+LOST = {
+    "acknowledged and not there": judged(inserted=[]),
+    "never settled": judged(settles=[]),
+    "never settled and live": judged(settles=[], live={"r"}),
+    "unheard of, there and never settled": judged(changed("ok", 1, lambda _e: None), settles=[]),
+}
+DOUBLE = {
+    "settled twice": judged(settles=[*SETTLES, *SETTLES]),
+    "one token given twice": judged(leases=[*LEASES, replace(LEASES[1], owner="host:9:cc")]),
+    "started twice under a lease": judged([*ENTRIES, replace(ENTRIES[4], at=4.5)]),
+    "two at a time": judged(changed("exit", 7, lambda e: replace(e, at=4.5))),
+    "two at a time, and one never ended": judged(changed("exit", 7, lambda _e: None)),
+}
+WRONG = {
+    "rolled back and there": judged([*ENTRIES, Entry("rolled back", 1.2, 1, {"runs": ["r"]})]),
+    "nobody inserted it": judged(changed("try", 1, lambda _e: None)),
+    "settled and live": judged(live={"r"}),
+    "settled under an old token": judged(settles=[replace(SETTLES[0], token=1, by="host:7:aa")]),
+    "settled by one without the lease": judged(settles=[replace(SETTLES[0], by="host:7:aa")]),
+    "another attempt's result": judged(settles=[replace(SETTLES[0], result_token=1)]),
+    "another process's result": judged(settles=[replace(SETTLES[0], result_pid=7)]),
+    "completed though nothing returned": judged(changed("end", 8, lambda _e: None)),
+    "an innocent failed": judged(settles=[replace(SETTLES[0], state="failed", error_code="E-RUN-001")]),
+    "one attempt too many": judged(leases=[LEASES[0], replace(LEASES[1], attempt=4)]),
+    "started without a lease": judged(leases=LEASES[1:]),
+    "started under another's lease": judged(leases=[replace(LEASES[0], owner="host:9:cc"), LEASES[1]]),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_what_is_lost_is_seen(case):
+    assert LOST[case].lost
+
+
+@pytest.mark.parametrize("case", DOUBLE)
+def test_what_is_done_twice_is_seen(case):
+    assert DOUBLE[case].double
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_seen(case):
+    assert WRONG[case].wrong
+
+
+def test_a_commit_without_an_answer_is_looked_for_afterwards():
+    unheard = changed("ok", 1, lambda e: replace(e, what="unknown"))
+    assert (judged(unheard).runs, judged(unheard).recovered) == (1, 1)
+    nothing_there = judge([e for e in unheard if e.pid == 1], Witness([], [], [], set()))
+    assert (nothing_there.runs, nothing_there.lost) == (0, [])
+
+
+def test_a_frozen_process_counts_as_executing_until_it_was_frozen():
+    assert not judged(changed("exit", 7, lambda e: replace(e, what="freeze"))).double
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row("a", injected=0, runs=1), Row("a", injected=1, runs=1, lost=1), Row("a", injected=1, runs=1, double=1),
+        Row("a", injected=1, runs=1, wrong=["x"]), Row("a", injected=1, runs=1, recovery_s=2.0, bound_s=1),
+    ],
+)  # fmt: skip
+def test_a_row_is_red_for_each_of_its_reasons(row):
+    assert row.is_red
+    assert not Row("a", injected=1, runs=1, recovery_s=0.5, bound_s=1).is_red
+
+
+def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path):
+    ledger, reader = Ledger(tmp_path, "me"), Reader(tmp_path)
+    ledger.note("try", runs=["r"])
+    with (tmp_path / "me.jsonl").open("ab") as file:
+        file.write(b'{"what": "ok", "at"')
+        file.flush()
+        assert [entry.what for entry in reader.look()] == ["try"]
+        file.write(b': 2.0, "pid": 1, "runs": ["r"]}\n')
+    assert [entry.what for entry in reader.look()] == ["try", "ok"]
+    ledger.close()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.defence)
+def test_each_defence_that_mutants_lack_is_there(mutant):
+    assert (TOP / "notifyworker" / mutant.file).read_text().count(mutant.text) == 1
