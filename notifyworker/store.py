@@ -22,6 +22,9 @@ from notifyworker.run import Desk, Outcome, Run, State
 
 Row: TypeAlias = asyncpg.Record
 
+#: From this fill of the notification queue on, nothing of ours notifies (schema/0005_wake.sql, sql/notify.sql).
+QUEUE_LIMIT = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Served:

@@ -43,11 +43,15 @@ class Listener:
         self.on_late: Callable[[datetime], None] = lambda _moment: None
         #: Called when wake-ups came faster than this many a second.
         self.on_burst: Callable[[], None] = lambda: None
+        #: Called with each ping's fill of the notification queue, from 0 to 1.
+        self.on_queue_usage: Callable[[float], None] = lambda _usage: None
         self.burst_per_s = float("inf")
         self.is_hearing = False
         #: True behind a transaction pooler: LISTEN is accepted there, and nothing is ever heard.
         self.is_deaf = False
         self.silent_since = time.monotonic()
+        #: Why nothing can be heard.
+        self.error = ""
 
     async def run(self) -> None:
         """Listen until cancelled, through any number of reconnects."""
@@ -57,7 +61,8 @@ class Listener:
                 await self._listen(backoff)
             except DatabaseError as error:
                 self._metrics.reconnects.labels("listener").inc()
-                log.warning("listener_lost", error=brief(error))
+                self.error = brief(error)
+                log.warning("listener_lost", error=self.error)
                 self._wake.set()  # a look by the claim loop finds out at once whether there still is a database
             finally:
                 self._not_hearing()
@@ -87,9 +92,11 @@ class Listener:
         self._metrics.wakes.labels("connected").inc()
         self._wake.set()
         while not await is_set_within(ended, PING_S):
-            listening = "SELECT 1 FROM pg_listening_channels() AS c WHERE c = $1"
-            if await connection.fetchval(listening, self._schema, timeout=PING_DEADLINE_S) is None:
+            listening = "SELECT pg_notification_queue_usage() FROM pg_listening_channels() AS c WHERE c = $1"
+            usage = await connection.fetchval(listening, self._schema, timeout=PING_DEADLINE_S)
+            if usage is None:
                 break
+            self.on_queue_usage(usage)
         message = "the connection was closed" if ended.is_set() else "the session no longer listens"
         raise asyncpg.InterfaceError(message)
 

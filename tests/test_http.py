@@ -55,6 +55,9 @@ class Watched:
     def health(self) -> list[str]:
         return self.reasons
 
+    def restrictions(self) -> list[str]:
+        return []
+
     def is_ready(self) -> bool:
         return self.ready
 
@@ -857,7 +860,7 @@ async def test_the_worker_is_only_what_the_protocol_says(dsn: str) -> None:
     settings = Settings.load(keywords={"dsn": dsn, "port": 0})
     worker = SimpleNamespace(
         settings=settings, store=Store("notifyworker"), metrics=Metrics(), lease_owner="w", dsn=dsn, reaper_interval_s=1.0,
-        health=list, is_ready=lambda: True, publish_to=lambda _sink: None,
+        health=list, restrictions=list, is_ready=lambda: True, publish_to=lambda _sink: None,
     )  # fmt: skip
     sidecar = Sidecar(worker)  # type: ignore[arg-type]
     await sidecar.start()

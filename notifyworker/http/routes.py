@@ -66,9 +66,10 @@ class Routes:
     # From memory, whatever the database does.
 
     async def healthz(self, _request: web.Request) -> web.Response:
-        """Say whether the worker does its job, and why not."""
-        reasons = self._worker.health()
-        return json_answer({"status": "failing" if reasons else "ok", "reasons": reasons}, status=503 if reasons else 200)
+        """Say whether the worker does its job, and why not, or what it does without."""
+        failing = self._worker.health()
+        reasons = [*failing, *self._worker.restrictions()]
+        return json_answer({"status": "failing" if failing else "ok", "reasons": reasons}, status=503 if failing else 200)
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """Say whether the worker claims."""
