@@ -131,8 +131,8 @@ class Listener:
 
 
 def _moment(text: str) -> datetime | None:
-    """Seconds since 1970 as a time; None for what is none: anybody may notify on our channel."""
+    """Seconds since 1970 as a time; None for what is none: anybody may notify on our channel. Below 1970 lies nothing."""
     try:
-        return datetime.fromtimestamp(float(text), UTC)
+        return max(EPOCH, datetime.fromtimestamp(float(text), UTC))
     except (ValueError, OverflowError, OSError):
         return None
