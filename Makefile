@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types check bench clean
+.PHONY: help demo test soak lint types check bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ demo: $(STAMP)  ## the whole life of a run, on a PostgreSQL of its own (KEEP=1: 
 
 test: $(STAMP)  ## all tests, against real PostgreSQL 18 and 16 (ARGS="-k name" for some)
 	$(PYTHON) -m pytest $(ARGS)
+
+soak: $(STAMP)  ## a worker under steady mixed load, and whether it grows (MINUTES=30)
+	$(PYTHON) tests/soak.py $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: $(STAMP)  ## ruff, and the direction of imports
 	$(VENV)/bin/ruff check .
