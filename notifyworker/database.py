@@ -8,6 +8,7 @@ server did before. Everything that talks to the database goes through here, so t
 
 import asyncio
 import random
+import re
 import socket
 import ssl
 import zlib
@@ -255,6 +256,7 @@ def brief(error: BaseException) -> str:
 
 
 _UNTOLD = "the database of the DSN"
+_HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d+)?")
 
 
 def describe(dsn: str) -> str:
@@ -267,6 +269,8 @@ def describe(dsn: str) -> str:
     if parts.scheme not in {"postgres", "postgresql"} or (("@" in dsn) and "@" not in parts.netloc):
         return _UNTOLD
     host = parts.netloc.rpartition("@")[2]
+    if not all(_HOST.fullmatch(one) for one in host.split(",")):
+        return _UNTOLD  # no host was given, and what stands in its place may be a password
     user = parts.netloc.rpartition("@")[0].partition(":")[0]
     return f"{user + '@' if user else ''}{host or 'the local socket'}{parts.path}"
 

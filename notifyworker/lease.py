@@ -135,6 +135,10 @@ class LeaseKeeper:
         held = self._held.get(run_id)
         return held is not None and held[0] == lease_token
 
+    def leases(self) -> set[tuple[UUID, int]]:
+        """All that are kept, by run_id and lease_token."""
+        return {(run_id, token) for run_id, (token, _) in self._held.items()}
+
     def beat_age_s(self) -> float:
         """Seconds since the last heartbeat that the database answered."""
         return time.monotonic() - self._beat_at
