@@ -209,9 +209,11 @@ _SESSION = {
     # A claim or a renewal that a crash of the server takes back would give a live worker's run to another.
     "synchronous_commit": "on",
 }
-#: For statements of ours at the end of somebody else's transaction.
+#: For statements of ours at the end of somebody else's transaction. From there on it has a run locked, which nobody
+#: could take over if this process were frozen now: so the server ends it when nothing more comes.
 IN_TRANSACTION = "; ".join(
-    f"SET LOCAL {name} = {value if name == 'search_path' else repr(value)}" for name, value in _OURS.items()
+    f"SET LOCAL {name} = {value if name == 'search_path' else repr(value)}"
+    for name, value in {**_OURS, "idle_in_transaction_session_timeout": "5s"}.items()
 )
 
 

@@ -74,6 +74,11 @@ async def _good(a: Arena, shot: Shot) -> list[str]:
     return await a.insert("good", 3)
 
 
+async def _exact(a: Arena, shot: Shot) -> list[str]:
+    await shot.arm()
+    return await a.insert("exact", 3)
+
+
 async def _flaky(a: Arena, shot: Shot) -> list[str]:
     await shot.arm()
     return await a.insert("flaky", 3, fails=1)
@@ -143,6 +148,8 @@ STEPS = [
     Step("the look", statement("lanes"), _good),
     Step("claim", statement("claim"), _good),
     Step("settle", statement("settle"), _good),
+    Step("own transaction: lock", statement("lock_waiting"), _exact),
+    Step("own transaction: COMMIT", "COMMIT;", _exact),
     Step("give-back", statement("give_back"), _flaky),
     Step("heartbeat", statement("heartbeat"), _holding),
     Step("presence", statement("worker_present"), _holding),
