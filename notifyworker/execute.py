@@ -6,14 +6,15 @@ or nothing, when the lease is no longer ours and there is nothing left to write.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from typing import Any, Literal, TypeAlias
 
 from notifyworker import payload as payloads
-from notifyworker.errors import Cancel, Code, Fail, Snooze
+from notifyworker.errors import Cancel, Code, Fail, PauseKind, Snooze
 from notifyworker.handlers import Handler
 from notifyworker.observe import log
 from notifyworker.payload import clean_text
@@ -55,8 +56,15 @@ class Attempt:
                 self.task.cancel()
 
 
-async def execute(attempt: Attempt, *, threads: Executor, worker: str, max_result_bytes: int) -> Outcome | None:
-    """Call the handler; None if there is nothing to write."""
+async def execute(
+    attempt: Attempt,
+    *,
+    threads: Executor,
+    worker: str,
+    max_result_bytes: int,
+    on_pause: Callable[[str, PauseKind], Awaitable[None]],
+) -> Outcome | None:
+    """Call the handler; None if there is nothing to write. `on_pause` is awaited when it asks for a pause of its kind."""
     run, handler = attempt.run, attempt.handler
     if run.expired:
         error = error_entry(run, Code.EXPIRED, "expires_at passed before it was started", None)
@@ -73,6 +81,10 @@ async def execute(attempt: Attempt, *, threads: Executor, worker: str, max_resul
         else:
             attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, handler.function, arguments)
             result = await asyncio.wrap_future(attempt.thread)
+    except PauseKind as error:
+        with contextlib.suppress(asyncio.CancelledError):  # the end from outside counts: below
+            await on_pause(run.kind, error)
+        return outcome_of_error(attempt, error, worker)
     except BaseException as error:  # noqa: BLE001 - SystemExit too: a handler must not end the worker, nor count as success
         return outcome_of_error(attempt, error, worker)
     if attempt.why is not None:  # it swallowed the cancellation
@@ -116,6 +128,8 @@ def outcome_of_error(attempt: Attempt, error: BaseException, worker: str) -> Out
             return Outcome(
                 run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, effects=run.recorded_effects, error=entry
             )
+        case PauseKind():
+            return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, counts=False)
         case Snooze():
             return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, delay_s=error.seconds, counts=False)
         case Fail():

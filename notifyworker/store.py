@@ -194,6 +194,31 @@ class Store:
         retried: UUID = (await on.fetch(self._sql["run_retry"], run_id))[0]["run_id"]
         return retried
 
+    async def pause(
+        self,
+        on: Queryable,
+        kind: str | None = None,
+        project_id: str | None = None,
+        *,
+        until: datetime | None = None,
+        seconds: float | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Claim none of these (None: of every kind or project) until then, or for so long; None: until `resume`."""
+        await on.fetch(self._sql["pause"], kind, project_id, until, seconds, reason)
+
+    async def resume(self, on: Queryable, kind: str | None = None, project_id: str | None = None) -> bool:
+        """End exactly this pause; False if there was none."""
+        return bool((await on.fetch(self._sql["resume"], kind, project_id))[0]["resumed"])
+
+    async def pauses_list(self, on: Queryable) -> list[Row]:
+        """Return what is paused now."""
+        return await on.fetch(self._sql["pauses_list"])
+
+    async def pauses_forget(self, on: Queryable) -> None:
+        """Delete pauses that are over."""
+        await on.fetch(self._sql["pauses_forget"])
+
     # Waking and leading.
 
     async def ready(self, on: Queryable) -> list[Row]:

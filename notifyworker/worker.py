@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
-from notifyworker.errors import Code, LeaseLost, StartError
+from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
 from notifyworker.execute import Attempt, error_entry, execute, released
 from notifyworker.handlers import Handler
 from notifyworker.leader import Leader
@@ -101,7 +102,7 @@ class Conductor:
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
-            on_settled=self._settled, on_ended=self._ended, on_lost=self._lost_in_transaction,
+            on_settled=self._settled_in_transaction, on_ended=self._ended, on_lost=self._lost_in_transaction,
         )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
@@ -268,7 +269,19 @@ class Conductor:
         log.warning("orphan_given_back", run_id=str(run.run_id))
 
     def _execute(self, attempt: Attempt) -> Coroutine[Any, Any, Outcome | None]:
-        return execute(attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes)
+        return execute(
+            attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes, on_pause=self._pause
+        )
+
+    async def _pause(self, kind: str, pause: PauseKind) -> None:
+        """Before the slot is free: or this kind would be claimed for it at once."""
+        until = pause.until if isinstance(pause.until, datetime) else None
+        seconds = None if isinstance(pause.until, datetime) else pause.until
+        try:
+            await self.store.pause(self._side_link, kind, until=until, seconds=seconds, reason=str(pause))
+            log.warning("kind_paused", kind=kind, until=str(pause.until), reason=str(pause))
+        except DatabaseError as error:  # such as a time that is over already: then there is nothing to wait for
+            log.warning("kind_not_paused", kind=kind, error=brief(error))
 
     def _begun(self, attempt: Attempt) -> None:
         self._publish(attempt.run.run_id, attempt.run.kind, "running")
@@ -330,6 +343,9 @@ class Conductor:
                 self._tell_lost(attempt.run, why)
                 # After a lapse nobody may have taken it yet: then the release is accepted, else it is refused.
                 self.slots.end(attempt, "stopping" if why == "lapse" else "lost")
+
+    def _settled_in_transaction(self, outcome: Outcome) -> None:
+        self._settled([outcome])
 
     def _lost_in_transaction(self, attempt: Attempt) -> None:
         attempt.is_committing = False

@@ -40,6 +40,8 @@ FUNCTIONS = {
     "hold_key('default', 'a', 'k', '{live}')": set[str](),
     "take_key()": set[str](),
     "keep_key()": set[str](),
+    "pause('a')": {"worker", "operator"},
+    "resume('a')": {"worker", "operator"},
     "refuse()": set[str](),
     "wake()": set[str](),
 }
@@ -61,6 +63,9 @@ ACTIONS = {
     "SELECT * FROM notifyworker.migrations": READS,
     "SELECT * FROM notifyworker.project_roles": {"producer", *READERS},
     "SELECT * FROM notifyworker.idempotency_keys": READS,
+    "SELECT * FROM notifyworker.pauses": READS,
+    "INSERT INTO notifyworker.pauses (kind) VALUES ('a')": set[str](),
+    "DELETE FROM notifyworker.pauses": {"worker"},
     "SELECT * FROM notifyworker.{day}": set[str](),
     "SELECT * FROM notifyworker.run_history_default": set[str](),
     "CREATE TEMP TABLE copied AS SELECT payload FROM notifyworker.runs": READS,
@@ -270,7 +275,7 @@ async def test_definers_rights_are_used_where_needed_and_every_path_is_pinned(db
 
     assert {row["proname"] for row in rows if row["prosecdef"]} == {
         "enqueue", "cancel", "retry", "forget", "make_partitions", "drop_expired_partitions",
-        "key_holder", "take_key", "keep_key",
+        "key_holder", "take_key", "keep_key", "pause", "resume",
     }  # fmt: skip
     for row in rows:
         assert "search_path=pg_catalog, pg_temp" in (row["proconfig"] or []) or row["is_bound_early"], row["proname"]

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 from notifyworker.cli import version
 from notifyworker.cli.bench import bench
 from notifyworker.cli.demo import demo
+from notifyworker.cli.pauses import pause, pauses, resume
 from notifyworker.cli.runs import cancel, enqueue, retry, runs_list, show
 from notifyworker.cli.schema import config_set, migrate, prune, schema
 from notifyworker.cli.status import status
@@ -36,7 +37,8 @@ def make_app() -> App:
     config = App(name="config", help="Settings that hold for the whole fleet.")
     _add(config, set=config_set)
     _add(app, demo=demo, dev=dev, worker=worker, migrate=migrate, schema=schema)
-    _add(app, enqueue=enqueue, runs=runs, status=status, config=config, prune=prune, bench=bench)
+    _add(app, enqueue=enqueue, runs=runs, status=status, pause=pause, resume=resume, pauses=pauses)
+    _add(app, config=config, prune=prune, bench=bench)
     return app
 
 

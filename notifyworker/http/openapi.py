@@ -41,7 +41,7 @@ _NEW_RUN: Json = {
     "max_attempts": _or_null({"type": "integer", "minimum": 1, "maximum": 32767}),
     "timeout": _or_null({"type": "number", "minimum": 1e-6, "maximum": 31_536_000, "description": "of one attempt, in seconds"}),
     "expires_at": _or_null({**_MOMENT, "description": "not started later than this"}),
-    "idempotency_key": _or_null({**_KEY, "description": "one live run of this project and kind has it"}),
+    "idempotency_key": _or_null({**_KEY, "description": "one run of this project and kind has it"}),
     "concurrency_key": {"type": "null", "description": "refused until it is built"},
     "is_shadow": _or_null({**_FLAG, "description": "execute without effects"}),
     "headers": _or_null({"type": "object"}),
@@ -82,7 +82,24 @@ _REAPER: Json = {
     "silent_s": _or_null(_NUMBER), "interval_s": _NUMBER, "recent": {"type": "array", "items": _object(_REAP)},
 }  # fmt: skip
 
+_SCOPE: Json = {
+    "kind": _or_null({**_NAME, "description": "which kind; every one where it is left out"}),
+    "project_id": _or_null({**_NAME, "description": "which project; every one where it is left out"}),
+    "all": {"type": "boolean", "description": "must be true where neither kind nor project_id is named"},
+}
+_NEW_PAUSE: Json = {
+    **_SCOPE,
+    "until": _or_null({**_MOMENT, "description": "a time in the future; until resumed where it is left out"}),
+    "seconds": _or_null({"type": "number", "exclusiveMinimum": 0, "maximum": 31_622_400, "description": "in place of until"}),
+    "reason": _or_null({**_NAME, "maxLength": 1000}),
+}
+_PAUSE: Json = {
+    "kind": _or_null(_TEXT), "project_id": _or_null(_TEXT), "until": _or_null(_MOMENT), "paused_at": _MOMENT, "reason": _or_null(_TEXT),
+}  # fmt: skip
+
 _SCHEMAS: Json = {
+    "NewPause": _object(_NEW_PAUSE, optional=frozenset(_NEW_PAUSE), closed=True),
+    "Scope": _object(_SCOPE, optional=frozenset(_SCOPE), closed=True),
     "Problem": _object(
         {"type": _TEXT, "title": _TEXT, "status": _INTEGER, "detail": _TEXT, "field": _TEXT},
         optional=frozenset({"detail", "field"}),
@@ -159,7 +176,7 @@ def _paths() -> Json:
     filters = [_parameter("state", _STATE), _parameter("kind", _NAME), _parameter("project_id", _NAME)]
     inserted = {
         "201": _answer("inserted", _object({"run_id": _UUID})),
-        "200": _answer("a live run holds the idempotency key", _object({"run_id": _UUID, "existing": _FLAG})),
+        "200": _answer("another run holds the idempotency key", _object({"run_id": _UUID, "existing": _FLAG})),
     }
     page = {"200": {"description": "for people, or as JSON", "content": {"text/html": {}, "application/json": {}}}}
     metrics = {"200": _answer("Prometheus", _TEXT, "text/plain")}
@@ -169,6 +186,8 @@ def _paths() -> Json:
     token = {"schema": _object({"token": _TEXT})}
     tokens = {"application/json": token, "application/x-www-form-urlencoded": token}
     new_run = {"application/json": {"schema": _ref("NewRun")}}
+    pause = {"application/json": {"schema": _ref("NewPause")}}
+    scope = {"application/json": {"schema": _ref("Scope")}}
     return {
         "/": {"get": _operation("home", "how this worker is", page)},
         "/healthz": _probe("healthz", "whether the worker does its job", _ref("Health")),
@@ -184,6 +203,15 @@ def _paths() -> Json:
         "/leases": {"get": _shown("list_leases", "who holds what", _page("leases", _object(_LEASE)), _PAGING)},
         "/reaper": {"get": _shown("show_reaper", "the leader, and what it took from whom", _object(_REAPER))},
         "/workers": {"get": _shown("list_workers", "the fleet", fleet)},
+        "/pauses": {
+            "get": _shown("list_pauses", "what is paused", _object({"pauses": {"type": "array", "items": _object(_PAUSE)}})),
+            "post": _operation(
+                "pause", "claim none of these", {"201": _answer("paused", _object({"paused": _FLAG}))}, body=pause
+            ),
+        },
+        "/pauses/resume": {
+            "post": _operation("resume", "end a pause", {"200": _answer("done", _object({"resumed": _FLAG}))}, body=scope)
+        },
         "/metrics": {"get": _operation("metrics", "metrics of this worker", metrics, is_open=True)},
         "/events": {"get": _operation("events", "state changes", events)},
         "/openapi.json": {"get": _shown("openapi", "this document", {"type": "object"})},

@@ -9,8 +9,8 @@ import asyncpg
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from notifyworker.client import _Conflicts, new_run, refused
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
+from notifyworker.given import Conflicts, new_run, refused
 from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.auth import Guard
 from notifyworker.http.body import SMALL_BYTES, read_object
@@ -18,6 +18,7 @@ from notifyworker.http.events import Events
 from notifyworker.http.observed import Observed
 from notifyworker.http.openapi import document
 from notifyworker.http.overview import overview
+from notifyworker.http.pauses import Pauses
 from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, page, run_id_of
@@ -60,6 +61,7 @@ class Routes:
             web.get("/leases", self.leases),
             web.get("/reaper", self.reaper),
             web.get("/workers", self.workers),
+            *Pauses(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
             web.get("/openapi.json", self.openapi),
@@ -146,7 +148,7 @@ class Routes:
         """Settle a pending or running run as cancelled."""
         run_id = run_id_of(request)
         Query(request, _NOTHING)
-        with _Conflicts(run_id):
+        with Conflicts(run_id):
             state = await self._store.run_cancel(self._pool, run_id)
         return json_answer({"run_id": run_id, "state": state})
 
@@ -154,7 +156,7 @@ class Routes:
         """Put a settled run back to pending."""
         run_id = run_id_of(request)
         Query(request, _NOTHING)
-        with _Conflicts(run_id):
+        with Conflicts(run_id):
             await self._store.run_retry(self._pool, run_id)
         return json_answer({"run_id": run_id, "state": "pending"})
 
