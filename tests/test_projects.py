@@ -217,6 +217,20 @@ async def test_where_a_view_reads_with_its_owners_rights_nothing_is_half_separat
     await connection.execute("SELECT notifyworker.separate_projects(false)")
 
 
+async def test_the_switch_gives_up_soon_behind_a_reader_and_leaves_nothing_half_done(dsn):
+    """Claims would queue up behind it."""
+    async with house_of(dsn, separated=False) as house:
+        async with house.owner.transaction():
+            await house.owner.execute("SELECT FROM notifyworker.run_history")
+            other = await asyncpg.connect(dsn)
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await other.execute("SELECT notifyworker.separate_projects()", timeout=10)
+            await other.close()
+        assert await projects(house.a) == {"a", "b"}
+        policies = "SELECT count(*) FROM pg_policies WHERE schemaname = 'notifyworker' AND tablename <> 'project_roles'"
+        assert await house.owner.fetchval(policies) == 0
+
+
 # Escapes
 
 LEAK = """CREATE FUNCTION pg_temp.leak(what text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE COST 0.0000001 AS
