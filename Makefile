@@ -4,10 +4,10 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types check chaos audit lock bench clean
+.PHONY: help demo test test-slow soak lint types check chaos audit lock bench clean
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 # The requirements are pinned, with hashes, by the lock file.
 $(STAMP): pyproject.toml requirements-dev.txt
@@ -21,6 +21,11 @@ demo: $(STAMP)  ## the whole life of a run, on a PostgreSQL of its own (KEEP=1: 
 
 test: $(STAMP)  ## all tests, against real PostgreSQL 18 and 16 (ARGS="-k name" for some)
 	$(PYTHON) -m pytest $(ARGS)
+
+test-slow: $(STAMP)  ## the faults that take long to inject or to notice, four minutes (ARGS=-s: with figures)
+	$(PYTHON) -m pytest -m slow $(ARGS)
+soak: $(STAMP)  ## a worker under steady mixed load, and whether it grows (MINUTES=30)
+	$(PYTHON) tests/soak.py $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: $(STAMP)  ## ruff, and the direction of imports
 	$(VENV)/bin/ruff check .

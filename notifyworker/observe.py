@@ -135,6 +135,6 @@ class Metrics:
         self.coalescing = Gauge("notifyworker_coalescing", "1 while the leader wakes in place of the inserts.", registry=registry)
         self.queue_usage = Gauge(
             "notifyworker_notification_queue_ratio",
-            "Fill of the server's notification queue, seen by the leader.",
+            "Fill of the server's notification queue; from one half on inserts wake nobody.",
             registry=registry,
         )

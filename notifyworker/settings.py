@@ -28,6 +28,7 @@ PRESENCE_DEADLINE_S = 2.0
 PRESENCE_RECONNECT_S = 2.0
 CANCEL_S = 2.0
 
+_LONGEST_NAME = 200  # as the columns
 _LAPSE = 0.9  # of a lease without a renewal: then it may be another's soon
 
 _SECRETS = frozenset({"dsn", "listen_dsn", "admin_dsn", "token"})
@@ -106,7 +107,8 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",")]
-        if value is not None and not (value and all(isinstance(v, str) and 1 <= len(v) <= 200 for v in value)):  # noqa: PLR2004 - as the columns
+        is_list = isinstance(value, list | tuple) and len(value) > 0
+        if value is not None and not (is_list and all(isinstance(v, str) and 1 <= len(v) <= _LONGEST_NAME for v in value)):
             message = "give one or more names of 1 to 200 characters, separated by commas"
             raise ValueError(message)
         return value

@@ -30,7 +30,7 @@ from notifyworker.run import Outcome, Run, State
 from notifyworker.settings import CANCEL_S, CONNECT_S, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
-from notifyworker.store import Row, Served, Store
+from notifyworker.store import QUEUE_LIMIT, Row, Served, Store
 from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
@@ -57,6 +57,7 @@ class Conductor:
         self._handlers = handlers
         self._max_result_bytes = settings.max_result_bytes
         self._stopping = False
+        self._queue_usage = 0.0
         self._sink: Callable[[dict[str, object]], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
@@ -85,7 +86,7 @@ class Conductor:
         self.claims = Claims(
             settings, self.store, (self._links["claim"], self._side_link), served, self.lease_owner,
             wake=wake, metrics=self.metrics, desk=self, free=self._free, on_claimed=self._claimed,
-            on_answer=self.turns.claimed, on_orphan=self._orphan,
+            on_answer=self.turns.claimed, leases=self._leases, on_orphan=self._orphan,
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, self._execute, worker=self.lease_owner,
@@ -112,6 +113,7 @@ class Conductor:
         self.listener.on_ready = self.turns.heard
         self.listener.on_burst = self.leader.burst
         self.listener.burst_per_s = settings.wake_coalesce_per_s
+        self.listener.on_queue_usage = self.leader.on_queue_usage = self._queue_seen
         self.leader.on_absent = self.reaper.saw
         self.vacuum = Vacuum(self.store, self._links["vacuum"], self.metrics)
         self.leader.on_dead_rows = self.vacuum.saw
@@ -255,11 +257,12 @@ class Conductor:
         self.keeper.handler_ended(run.run_id, run.lease_token)
         self.settler.put(released(run, self.lease_owner))
 
+    def _leases(self) -> set[tuple[UUID, int]]:
+        return self.keeper.leases()
+
     def _orphan(self, row: Row) -> None:
         """A run of a claim whose answer was lost: ours by the database's word, and nobody executes it."""
         run = Run(row["run_id"], row["lease_token"], row["kind"], attempt=row["attempt"])
-        if self.keeper.holds(run.run_id, run.lease_token):
-            return
         entry = error_entry(run, Code.INTERRUPTED, "the answer to its claim was lost", None, self.lease_owner)
         self.settler.put(Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False))
         log.warning("orphan_given_back", run_id=str(run.run_id))
@@ -383,6 +386,15 @@ class Conductor:
         if mode != "follower" and not self._stopping:
             self._in_background(self._note_mode(mode))
 
+    def _queue_seen(self, usage: float) -> None:
+        was, self._queue_usage = self._queue_usage, usage
+        self.metrics.queue_usage.set(usage)
+        if was < QUEUE_LIMIT <= usage:
+            hint = "end the session that has listened and left a transaction open; inserts wake nobody until then"
+            log.warning("notification_queue_fills", ratio=round(usage, 2), hint=hint)
+        elif usage < QUEUE_LIMIT <= was:
+            log.info("notification_queue_has_room", ratio=round(usage, 2))
+
     def _hand_on(self, message: str) -> None:
         self._in_background(self._notify(message))
 
@@ -421,6 +433,15 @@ class Conductor:
         """Whether it claims: not while starting, stopping, or without a database."""
         return self.claims.is_claiming
 
+    def restrictions(self) -> list[str]:
+        """What this worker does its job without."""
+        if not self.listener.is_deaf:
+            return []
+        found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
+        return [
+            f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
+        ]
+
     def health(self) -> list[str]:
         """Reasons why this worker does not do its job; empty if it does. From memory."""
         now = asyncio.get_running_loop().time()
@@ -438,12 +459,17 @@ class Conductor:
             reasons.append(f"the event loop stood still for {stall[0]:.0f} s: a handler blocks it")
         if not self.listener.is_hearing and not self.listener.is_deaf and now - self.listener.silent_since > CONNECT_S:
             reasons.append(
-                f"no notification can be heard for {now - self.listener.silent_since:.0f} s: runs are found by polling"
+                f"no notification can be heard for {now - self.listener.silent_since:.0f} s, and runs are found by polling: "
+                f"{self.listener.error}"
             )
-        if self.leader.queue_usage >= 0.5:  # noqa: PLR2004 - as in the trigger
-            reasons.append(f"the notification queue is {self.leader.queue_usage:.0%} full: inserts do not wake workers")
+        if self._queue_usage >= QUEUE_LIMIT:
+            reasons.append(
+                f"the server's notification queue is {self._queue_usage:.0%} full, so that inserts wake nobody and runs are "
+                "found by polling: a session has listened and left a transaction open"
+            )
         if self.reaper.stands_in and self.leader.may_lead:
             reasons.append("the leader's lock is held by somebody who does not reap: this worker stands in")
-        if self.settler.failing_since is not None:
-            reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - self.settler.failing_since:.0f} s")
+        if self.settler.error is not None:
+            since, why = self.settler.error
+            reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - since:.0f} s: {why}")
         return reasons

@@ -29,6 +29,9 @@ def test_the_short_form_loses_nothing_and_does_nothing_twice(tmp_path):
     try:
         code = harness.wait(450)
     finally:
+        harness.terminate()  # it takes its servers down with it
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            harness.wait(20)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(harness.pid, signal.SIGKILL)
 

@@ -30,10 +30,14 @@ async def test_the_handler_executes_what_the_inserts_insert(dsn, connection, mon
     monkeypatch.setenv("NOTIFYWORKER_DSN", dsn)
     app = types.ModuleType("readme_app")
     sys.modules["readme_app"] = app
-    handler, host, producer = blocks("python")
+    handler, exact, host, producer = blocks("python")
     exec(compile(handler, "README.md", "exec"), app.__dict__)
+    exec(compile(exact, "README.md", "exec"), app.__dict__)
     exec(compile(producer, "README.md", "exec"), app.__dict__)
+    await connection.execute("CREATE TABLE public.bookings (number integer)")
     async with app.worker:
+        await connection.execute("INSERT INTO notifyworker.runs (kind, payload) VALUES ('order.book', '{\"number\": 7}')")
+        await eventually(lambda: connection.fetchval("SELECT number FROM public.bookings"))
         for statement in blocks("sql"):
             assert await connection.fetchval(statement.strip().rstrip(";")) is not None
         await app.order(dsn)

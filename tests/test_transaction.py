@@ -407,6 +407,7 @@ async def test_a_cut_connection_loses_nothing_and_repeats_nothing(make_proxied, 
     """Where the COMMIT was executed and only its answer is lost, the handler is not called again."""
     worker: Worker = make_proxied()
     called: list[int] = []
+    passed: list[int] = []
 
     @worker.handler("a", retry=Retry(max_attempts=3, base_s=0.01))
     async def handle(run: Run) -> None:
@@ -414,6 +415,7 @@ async def test_a_cut_connection_loses_nothing_and_repeats_nothing(make_proxied, 
         async with run.transaction() as connection:
             await connection.execute(WRITE, run.run_id)
             run.result = run.attempt
+        passed.append(run.attempt)
 
     rule = await proxy.arm(Rule(text, at, "cut", purpose="handler"))
     async with worker:
@@ -422,6 +424,8 @@ async def test_a_cut_connection_loses_nothing_and_repeats_nothing(make_proxied, 
     assert rule.fired.is_set()
     expected = 1 if (text, at) == (COMMIT, "answer") else 2
     assert called == [1, 2][:expected]
+    await eventually(lambda: passed)
+    assert passed == [expected]  # a handler whose COMMIT was executed is not told that it failed
     assert (run["state"], run["attempt"], run["result"]) == ("completed", expected, str(expected))
     assert await effects(db) == [run["run_id"]]
     assert await db.fetchval("SELECT count(*) FROM notifyworker.run_history") == 1

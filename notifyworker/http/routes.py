@@ -1,6 +1,7 @@
 """The routes, in the order of the README's table. Each handler checks, asks the store once, and answers."""
 
 import asyncio
+from importlib.metadata import version
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -15,6 +16,7 @@ from notifyworker.http.auth import Guard
 from notifyworker.http.body import SMALL_BYTES, read_object
 from notifyworker.http.events import Events
 from notifyworker.http.observed import Observed
+from notifyworker.http.openapi import document
 from notifyworker.http.overview import overview
 from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Problem
@@ -60,15 +62,17 @@ class Routes:
             web.get("/workers", self.workers),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
+            web.get("/openapi.json", self.openapi),
             web.post("/login", self.login),
         ]
 
     # From memory, whatever the database does.
 
     async def healthz(self, _request: web.Request) -> web.Response:
-        """Say whether the worker does its job, and why not."""
-        reasons = self._worker.health()
-        return json_answer({"status": "failing" if reasons else "ok", "reasons": reasons}, status=503 if reasons else 200)
+        """Say whether the worker does its job, and why not, or what it does without."""
+        failing = self._worker.health()
+        reasons = [*failing, *self._worker.restrictions()]
+        return json_answer({"status": "failing" if failing else "ok", "reasons": reasons}, status=503 if failing else 200)
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """Say whether the worker claims."""
@@ -83,6 +87,11 @@ class Routes:
         """Return the metrics of this worker alone, as Prometheus' text."""
         body = generate_latest(self._worker.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """Describe all of these routes to programs."""
+        Query(request, _NOTHING)
+        return json_answer(document(version("notifyworker")))
 
     async def login(self, request: web.Request) -> web.Response:
         """Exchange the token, in a form or as JSON, for a session cookie."""

@@ -10,7 +10,7 @@ from notifyworker.errors import StartError
 from notifyworker.http.answer import secure
 from notifyworker.http.auth import Guard, check_listening
 from notifyworker.http.body import bodies
-from notifyworker.http.connections import protocols
+from notifyworker.http.connections import protocols, served
 from notifyworker.http.events import Events
 from notifyworker.http.observed import Observed
 from notifyworker.http.pool import Pool
@@ -79,7 +79,7 @@ class Sidecar:
     def _application(self) -> web.Application:
         guard = Guard(self._token, self._settings.host)
         application = web.Application(
-            middlewares=[problems, guard.middleware, bodies(lambda: self._worker.max_payload_bytes + _ROOM_BYTES)],
+            middlewares=[problems, guard.middleware, bodies(lambda: self._worker.max_payload_bytes + _ROOM_BYTES), served],
         )
         application.on_response_prepare.append(secure)
         application.add_routes(Routes(self._worker, self._pool, self._events, guard).table())

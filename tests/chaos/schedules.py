@@ -104,10 +104,11 @@ async def _expired(a: Arena, shot: Shot) -> list[str]:
 
 async def _absent(a: Arena, shot: Shot) -> list[str]:
     """A worker is killed, and the leader takes its runs over."""
-    ids = await shot.held()
     leader = await a.leader()
-    holders = await a.holders(ids)
-    victim = next((member for member in holders if member is not leader), holders[0])
+    ids = await shot.held()
+    while not (others := [member for member in await a.holders(ids) if member is not leader]):
+        ids += await shot.held()
+    victim = others[0]
     await shot.arm([m for m in a.fleet.members if m is not victim], f":{victim.pid}:".encode())
     victim.kill()
     return ids
@@ -158,7 +159,7 @@ STEPS = [
 
 async def _fired(a: Arena, shot: Shot) -> Member:
     """Wait until it was hit; let what waits for it end."""
-    await a.soon(lambda: shot.by, lapsed(a.form), "the step was not seen")
+    await a.soon(lambda: shot.by, 2 * lapsed(a.form), "the step was not seen")
     shot.until.touch()
     a.injected += 1
     assert shot.by is not None
