@@ -25,6 +25,8 @@ from notifyworker.store import NewRun, Row, Store
 _YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _COLUMNS = frozenset(NewRun.__dataclass_fields__) - {"kind", "payload"}
 _JSON_COLUMNS = frozenset({"payload", "headers", "progress", "errors", "result", "effects"})
+#: An id that is taken; a key that is too wide for its index, which takes 2,704 bytes.
+_INDEXES = {"runs_pkey": "run_id", "runs_idempotency_key": "idempotency_key"}
 
 
 def new_run(kind: str, payload: Any = None, *, max_payload_bytes: int | None = None, **columns: Any) -> NewRun:
@@ -71,7 +73,8 @@ def as_dict(row: Row) -> dict[str, Any]:
 
 def refused(error: asyncpg.PostgresError) -> InvalidRun:
     """What the database refused on insert, as the same error that the checks here raise."""
-    column = error.column_name or (error.constraint_name or "run").partition("_is_")[0].partition("_has_")[0]
+    constraint = error.constraint_name or "run"
+    column = error.column_name or _INDEXES.get(constraint) or constraint.partition("_is_")[0].partition("_has_")[0]
     return InvalidRun(column, str(error.args[0]), hint=error.hint, too_large=error.sqlstate == "54000")
 
 

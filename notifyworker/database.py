@@ -8,6 +8,7 @@ server did before. Everything that talks to the database goes through here, so t
 
 import asyncio
 import random
+import re
 import socket
 import ssl
 import zlib
@@ -208,9 +209,11 @@ _SESSION = {
     # A claim or a renewal that a crash of the server takes back would give a live worker's run to another.
     "synchronous_commit": "on",
 }
-#: For statements of ours at the end of somebody else's transaction.
+#: For statements of ours at the end of somebody else's transaction. From there on it has a run locked, which nobody
+#: could take over if this process were frozen now: so the server ends it when nothing more comes.
 IN_TRANSACTION = "; ".join(
-    f"SET LOCAL {name} = {value if name == 'search_path' else repr(value)}" for name, value in _OURS.items()
+    f"SET LOCAL {name} = {value if name == 'search_path' else repr(value)}"
+    for name, value in {**_OURS, "idle_in_transaction_session_timeout": "5s"}.items()
 )
 
 
@@ -255,6 +258,7 @@ def brief(error: BaseException) -> str:
 
 
 _UNTOLD = "the database of the DSN"
+_HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d+)?")
 
 
 def describe(dsn: str) -> str:
@@ -267,6 +271,8 @@ def describe(dsn: str) -> str:
     if parts.scheme not in {"postgres", "postgresql"} or (("@" in dsn) and "@" not in parts.netloc):
         return _UNTOLD
     host = parts.netloc.rpartition("@")[2]
+    if not all(_HOST.fullmatch(one) for one in host.split(",")):
+        return _UNTOLD  # no host was given, and what stands in its place may be a password
     user = parts.netloc.rpartition("@")[0].partition(":")[0]
     return f"{user + '@' if user else ''}{host or 'the local socket'}{parts.path}"
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from notifyworker import payload as payloads
 from notifyworker.errors import Cancel, Code, Fail, Snooze
 from notifyworker.handlers import Handler
+from notifyworker.observe import log
 from notifyworker.payload import clean_text
 from notifyworker.run import Outcome, Run, State
 
@@ -92,7 +93,7 @@ def outcome_of_end(attempt: Attempt, worker: str) -> Outcome | None:
     run = attempt.run
     if attempt.why == "timeout":
         message = f"timed out after {run.timeout_s:g} s"
-        return _retried_or_failed(attempt, Code.TIMED_OUT, message, None, worker)
+        return _retried_or_failed(attempt, Code.TIMED_OUT, message, TimeoutError(message), worker)
     if attempt.why == "stopping":
         return released(run, worker)
     return None
@@ -122,8 +123,6 @@ def outcome_of_error(attempt: Attempt, error: BaseException, worker: str) -> Out
     if attempt.why is not None:  # it raised something else when it was cancelled
         return outcome_of_end(attempt, worker)
     message = f"{type(error).__name__}: {_text_of(error)}"
-    if not isinstance(error, attempt.handler.retry.on):
-        return _failed(run, Code.RAISED, message, error, worker)
     return _retried_or_failed(attempt, Code.RAISED, message, error, worker)
 
 
@@ -160,13 +159,24 @@ def completed(run: Run, result: object, worker: str, max_result_bytes: int) -> O
     return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.COMPLETED, result=text, effects=run.recorded_effects)
 
 
-def _retried_or_failed(attempt: Attempt, code: Code, message: str, error: BaseException | None, worker: str) -> Outcome:
+def _retried_or_failed(attempt: Attempt, code: Code, message: str, error: BaseException, worker: str) -> Outcome:
     run = attempt.run
-    if run.attempt >= run.max_attempts:
-        return _failed(run, code, message, error, worker)
-    entry = error_entry(run, code, message, error, worker)
-    delay_s = attempt.handler.retry.delay_s(run.attempt)
+    is_timeout = code is Code.TIMED_OUT
+    shown = None if is_timeout else error
+    delay_s = _delay_s(attempt, error, is_timeout=is_timeout) if run.attempt < run.max_attempts else None
+    if delay_s is None:
+        return _failed(run, code, message, shown, worker)
+    entry = error_entry(run, code, message, shown, worker)
     return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, delay_s=delay_s, error=entry)
+
+
+def _delay_s(attempt: Attempt, error: BaseException, *, is_timeout: bool) -> float | None:
+    retry = attempt.handler.retry
+    try:
+        return retry.delay_s(attempt.run.attempt, error, is_timeout=is_timeout)
+    except Exception as broken:  # noqa: BLE001 - a function of the user's: the run must not be lost by its mistake
+        log.error("retry_delay_failed", kind=attempt.run.kind, error=f"{type(broken).__name__}: {_text_of(broken)}")
+        return retry.backoff_s(attempt.run.attempt)
 
 
 def _failed(run: Run, code: Code, message: str, error: BaseException | None, worker: str) -> Outcome:

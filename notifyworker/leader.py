@@ -21,7 +21,7 @@ from uuid import UUID
 import asyncpg
 
 from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, is_direct, reconnect
-from notifyworker.lanes import WIDE_SLACK, Key, Lanes
+from notifyworker.lanes import EPOCH, WIDE_SLACK, Key, Lanes
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.store import QUEUE_LIMIT, Store
@@ -31,6 +31,7 @@ LOOK_DEADLINE_S = 3.0
 _QUIET_TICKS = 5
 _SLOWEST_TICK_S = 0.02
 _SILENT_LOOK_S = 0.5
+_BEGIN_TO_INSERT = timedelta(seconds=1)  # who inserts later notifies: schema/0005_wake.sql
 _NO_SESSION_LOCKS_S = 60.0
 _STANDBY = "this server is a standby"
 
@@ -54,8 +55,9 @@ class Leader:
         self._holds_silent = False
         self._lanes = Lanes()
         self._heads: dict[Key, tuple[UUID, datetime]] = {}
-        # Transactions that insert in silence: when each was first seen, and whether a second time.
+        # Transactions that insert in silence: not before when each began, and whether it was seen a second time.
         self._silent: dict[str, tuple[datetime, bool]] = {}
+        self._silent_looked_at = EPOCH
         self._silent_look_at = self._fleet_look_at = 0.0
         self._clock = time.monotonic
         self.mode: Literal["follower", "arming", "armed", "coalesced"] = "follower"
@@ -153,6 +155,7 @@ class Leader:
             return False
         self._holds_coalesced = True
         if self._holds_silent:
+            await self._look_for_silent()  # there is none yet: whatever is seen later has begun later
             await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.silent)
             self._holds_silent = False
         self._set_mode("coalesced")
@@ -209,7 +212,6 @@ class Leader:
         """
         began = self._clock()
         if is_last or began >= self._silent_look_at:
-            self._silent_look_at = began + _SILENT_LOOK_S
             await self._look_for_silent()
         self._lanes.begin()
         if self._lanes.look_is_due_in_s(began) <= 0 or (is_last and not self._lanes.is_dear()):
@@ -235,18 +237,23 @@ class Leader:
         """
         Tell the fleet how far back to look when a transaction that had inserted in silence has ended late.
 
-        What was seen at one look only has lived for less than two of their periods, and lies within the wide slack.
+        What was seen at one look only has lived for less than two of their periods, and lies within the wide slack. But
+        of one that was there before this leader looked at all nobody knows how old it is: it may lie anywhere.
         """
-        now_silent = await self._store.silent(self._opened())
-        late = [first for name, (first, again) in self._silent.items() if again and name not in now_silent]
-        self._silent = {
-            name: (self._silent[name][0], True) if name in self._silent else (seen_at, False)
-            for name, seen_at in now_silent.items()
-        }
+        self._silent_look_at = self._clock() + _SILENT_LOOK_S
+        seen_at, now_silent = await self._store.silent(self._opened())
+        late = [
+            began
+            for name, (began, was_seen_again) in self._silent.items()
+            if name not in now_silent and (was_seen_again or began == EPOCH)
+        ]
+        # It inserted after the look before this one, and no more than so long after it had begun.
+        began = max(EPOCH, self._silent_looked_at - _BEGIN_TO_INSERT)
+        self._silent_looked_at = seen_at
+        self._silent = {name: (self._silent[name][0], True) if name in self._silent else (began, False) for name in now_silent}
         if late:
-            oldest = min(late) - timedelta(seconds=2 * _SILENT_LOOK_S)
-            self._lanes.lower(oldest)
-            await self._tell_at(oldest)
+            self._lanes.lower(min(late))
+            await self._tell_at(min(late))
 
     async def _tell_at(self, moment: datetime) -> None:
         """Wake the fleet, this worker first, to what lies at this place and later."""
@@ -297,6 +304,7 @@ class Leader:
         self._metrics.coalescing.set(mode == "coalesced")
         if mode == "follower":
             self._lanes, self._heads, self._silent = Lanes(), {}, {}
+            self._silent_looked_at, self._silent_look_at = EPOCH, 0.0
             self._holds_coalesced = self._holds_silent = False
             self.on_absent([])
             self.on_dead_rows(0)

@@ -28,7 +28,7 @@ import asyncpg
 
 from notifyworker.database import Connection, DatabaseError, brief, is_direct, is_of_use, reconnect
 from notifyworker.deadman import DeadMansSwitch
-from notifyworker.observe import Metrics, log
+from notifyworker.observe import Metrics, log, outline
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.run import Run
 from notifyworker.settings import CANCEL_S, PRESENCE_DEADLINE_S, PRESENCE_RECONNECT_S, Settings
@@ -135,6 +135,10 @@ class LeaseKeeper:
         held = self._held.get(run_id)
         return held is not None and held[0] == lease_token
 
+    def leases(self) -> set[tuple[UUID, int]]:
+        """All that are kept, by run_id and lease_token."""
+        return {(run_id, token) for run_id, (token, _) in self._held.items()}
+
     def beat_age_s(self) -> float:
         """Seconds since the last heartbeat that the database answered."""
         return time.monotonic() - self._beat_at
@@ -162,8 +166,8 @@ class LeaseKeeper:
     def _thread_main(self) -> None:
         try:
             asyncio.run(self._live())
-        except Exception:  # noqa: BLE001 - the thread's end is the end of the leases: it must be heard of
-            log.exception("heartbeat_thread_ended")
+        except Exception as error:  # noqa: BLE001 - the thread's end is the end of the leases: it must be heard of
+            log.error("heartbeat_thread_ended", error=outline(error))
         finally:
             self._tell(self._set_ended)
 

@@ -208,9 +208,10 @@ class Store:
             [lane.read_from(slack) for lane in lanes],
         )  # fmt: skip
 
-    async def silent(self, on: Queryable) -> dict[str, datetime]:
-        """Transactions that have inserted without a word and are still open, and when that was seen."""
-        return {row["id"]: row["seen_at"] for row in await on.fetch(self._sql["silent"])}
+    async def silent(self, on: Queryable) -> tuple[datetime, set[str]]:
+        """Look for transactions that have inserted without a word and are still open; when that was, and which."""
+        row = (await on.fetch(self._sql["silent"]))[0]
+        return row["seen_at"], set(row["ids"])
 
     async def notify(self, on: Queryable, message: str = "") -> None:
         """Wake the fleet, unless the notification queue is half full."""

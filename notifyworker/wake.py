@@ -1,8 +1,8 @@
 """
 From a NOTIFY to one Event, and never a silent end.
 
-LISTEN comes before the look: the event is set after every (re)connect, so that whatever was inserted while nobody
-listened is found. A half-open connection says nothing for ever, hence a ping with a deadline, which also asks whether
+LISTEN comes before the look, from the beginning: the event is set after every (re)connect, so that whatever was inserted
+while nobody listened is found. A half-open connection says nothing for ever, hence a ping with a deadline, which also asks whether
 this session is still listening. Nothing else is executed on this connection: one transaction left open on it would
 fill the server's notification queue.
 """
@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import asyncpg
 
 from notifyworker.database import Connection, DatabaseError, brief, hears_notifications, reconnect
+from notifyworker.lanes import EPOCH
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.settings import CONNECT_S
@@ -90,6 +91,7 @@ class Listener:
         self.is_hearing = True
         self._metrics.listening.set(1)
         self._metrics.wakes.labels("connected").inc()
+        self.on_late(EPOCH)  # how far back the notifications of meanwhile would have told to look, nobody knows
         self._wake.set()
         while not await is_set_within(ended, PING_S):
             listening = "SELECT pg_notification_queue_usage() FROM pg_listening_channels() AS c WHERE c = $1"
@@ -136,8 +138,8 @@ class Listener:
 
 
 def _moment(text: str) -> datetime | None:
-    """Seconds since 1970 as a time; None for what is none: anybody may notify on our channel."""
+    """Seconds since 1970 as a time; None for what is none: anybody may notify on our channel. Below 1970 lies nothing."""
     try:
-        return datetime.fromtimestamp(float(text), UTC)
+        return max(EPOCH, datetime.fromtimestamp(float(text), UTC))
     except (ValueError, OverflowError, OSError):
         return None

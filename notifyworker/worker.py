@@ -24,7 +24,7 @@ from notifyworker.handlers import Handler
 from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
-from notifyworker.observe import Metrics, is_debug, log
+from notifyworker.observe import Metrics, is_debug, log, outline
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
 from notifyworker.settings import CANCEL_S, CONNECT_S, Settings
@@ -86,7 +86,7 @@ class Conductor:
         self.claims = Claims(
             settings, self.store, (self._links["claim"], self._side_link), served, self.lease_owner,
             wake=wake, metrics=self.metrics, desk=self, free=self._free, on_claimed=self._claimed,
-            on_answer=self.turns.claimed, on_orphan=self._orphan,
+            on_answer=self.turns.claimed, leases=self._leases, on_orphan=self._orphan,
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, self._execute, worker=self.lease_owner,
@@ -228,7 +228,7 @@ class Conductor:
         if task.cancelled() or self._stopping:
             return
         error = task.exception() or StartError(f"{task.get_name()} ended by itself")
-        log.critical("loop_ended", loop=task.get_name(), error=repr(error))
+        log.critical("loop_ended", loop=task.get_name(), error=outline(error))
         if not self.failed.done():
             self.failed.set_exception(error)
 
@@ -257,11 +257,12 @@ class Conductor:
         self.keeper.handler_ended(run.run_id, run.lease_token)
         self.settler.put(released(run, self.lease_owner))
 
+    def _leases(self) -> set[tuple[UUID, int]]:
+        return self.keeper.leases()
+
     def _orphan(self, row: Row) -> None:
         """A run of a claim whose answer was lost: ours by the database's word, and nobody executes it."""
         run = Run(row["run_id"], row["lease_token"], row["kind"], attempt=row["attempt"])
-        if self.keeper.holds(run.run_id, run.lease_token):
-            return
         entry = error_entry(run, Code.INTERRUPTED, "the answer to its claim was lost", None, self.lease_owner)
         self.settler.put(Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False))
         log.warning("orphan_given_back", run_id=str(run.run_id))

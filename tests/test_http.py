@@ -738,6 +738,9 @@ async def test_a_fault_of_ours_shows_nothing(ask: Caller, monkeypatch: pytest.Mo
 async def test_connections_are_counted(ask: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
     held = [await asyncio.open_connection("127.0.0.1", ask.port) for _ in range(2)]
+    for _, each in held:  # those that wait for nothing are cut in place of the newest
+        each.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await asyncio.gather(*(each.readuntil(b"retry: 2000\n\n") for each, _ in held))
     server = ask.sidecar._runner.server  # type: ignore[union-attr]
     await eventually(lambda: len(server.connections) == 2)
 

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -16,11 +17,13 @@ from test_roles import REFUSED, login
 from notifyworker import Client, Run, Worker
 from notifyworker.database import connect
 from notifyworker.errors import DatabaseUnavailable, RunNotFound
-from notifyworker.migrate import check
+from notifyworker.migrate import check, migrations, render
 from notifyworker.store import Store
 
 ROLES = ("producer", "operator", "observer")
 HIDDEN = "hidden-of-b"
+STATEMENTS = ("claim", "lanes", "ready_since", "heartbeat", "held", "progress", "lock", "lock_waiting", "settle", "settled",
+              "give_back", "reap", "expire", "orphans", "keys_forget", "absent_holders")  # fmt: skip
 
 
 @dataclass
@@ -80,7 +83,7 @@ async def test_nothing_is_separated_until_the_owner_says_so(any_dsn):
 
 
 async def test_a_bound_role_reads_its_own_project_alone(house):
-    for relation in ("runs", "run_history", "all_runs"):
+    for relation in ("runs", "run_history", "all_runs", "idempotency_keys"):
         assert await projects(house.a, relation) == {"a"}, relation
         assert await projects(house.owner, relation) == {"a", "b"}
     await house.owner.execute("""INSERT INTO notifyworker.reaps (run_id, kind, project_id, attempt, taken_from, taken_by, reason, became)
@@ -190,6 +193,20 @@ async def test_it_is_switched_off_again(house):
     assert rows == []
 
 
+async def test_where_a_view_reads_with_its_owners_rights_nothing_is_half_separated(dsn, connection):
+    """PostgreSQL 14, played by a function that takes every server for one."""
+    (text,) = [m.text for m in migrations() if m.name == "projects"]
+    (function,) = re.findall(r"CREATE FUNCTION \{schema\}\.separate_projects.*?^END \$\$;", text, re.MULTILINE | re.DOTALL)
+    old = render(function, "notifyworker").replace("150000", "990000").replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")
+    await connection.execute(old)
+
+    with pytest.raises(asyncpg.FeatureNotSupportedError, match="from PostgreSQL 15 on"):
+        await connection.execute("SELECT notifyworker.separate_projects()")
+
+    assert not await connection.fetchval("SELECT relrowsecurity FROM pg_class WHERE oid = 'notifyworker.runs'::regclass")
+    await connection.execute("SELECT notifyworker.separate_projects(false)")
+
+
 # Escapes
 
 LEAK = """CREATE FUNCTION pg_temp.leak(what text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE COST 0.0000001 AS
@@ -268,6 +285,10 @@ async def test_conflicts_and_errors_tell_nothing_of_other_projects(house):
     # A key is one within its project: that of b disturbs nobody in a.
     mine = await house.a.fetchval(f"SELECT notifyworker.enqueue('k', project_id => 'a', idempotency_key => 'key-{HIDDEN}')")
     assert mine != house.live["b"]
+    holder = "SELECT notifyworker.key_holder($1, 'k', $2)"
+    assert await house.a.fetchval(holder, "a", "key-own") == house.live["a"]
+    assert await house.a.fetchval(holder, "b", f"key-{HIDDEN}") is None
+    assert await house.owner.fetchval(holder, "b", f"key-{HIDDEN}") == house.live["b"]
     bad = [
         ("INSERT INTO notifyworker.runs (run_id, kind, project_id) VALUES ($1, 'k', 'a')", asyncpg.UniqueViolationError),
         ("INSERT INTO notifyworker.runs (run_id, kind, project_id) VALUES ($1, 'k', 'a') ON CONFLICT (run_id) DO UPDATE SET priority = 1",
@@ -348,7 +369,7 @@ async def test_policies_change_no_plan_of_a_worker(any_dsn):
     async with house_of(any_dsn, separated=False) as house, login(any_dsn, "notifyworker_worker") as (name, _):
         worker = await connect(as_role(any_dsn, name, name), schema="notifyworker", purpose="test")
         plans = []
-        for statement in ("claim", "lanes", "ready_since", "heartbeat", "settle", "give_back", "reap", "expire"):
+        for statement in STATEMENTS:
             text = Store("notifyworker")._sql[statement]
             nulls = ", ".join(["NULL"] * max(map(int, re.findall(r"\$(\d+)", text))))
             await worker.execute(f"PREPARE {statement} AS {text}")
@@ -359,3 +380,19 @@ async def test_policies_change_no_plan_of_a_worker(any_dsn):
         await worker.close()
         assert after == before
         assert "InitPlan" in str(await house.a.fetch("EXPLAIN SELECT payload FROM notifyworker.runs"))
+
+
+async def test_the_example_of_the_documentation(any_dsn):
+    """SECURITY.md"""
+    text = (Path(__file__).parents[1] / "SECURITY.md").read_text()
+    (example,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    async with house_of(any_dsn, separated=False) as house, login(any_dsn, "notifyworker_observer") as (name, session):
+        await house.owner.execute(f"CREATE ROLE shop_app; CREATE ROLE support; GRANT shop_app TO {name}")
+        try:
+            await house.owner.execute(example)
+            await insert(house.owner, "shop", "wares")
+            assert await projects(session) == {"shop"}
+            await house.owner.execute(f"REVOKE shop_app FROM {name}; GRANT support TO {name}")
+            assert await projects(session) == {"a", "b", "shop"}
+        finally:
+            await house.owner.execute("DROP ROLE shop_app; DROP ROLE support")

@@ -363,6 +363,7 @@ async def test_a_function_that_a_stranger_put_into_public_is_never_executed_by_u
     )
 
     worker = await connect(any_dsn, schema="notifyworker", purpose="test")
+    await worker.execute("SELECT pg_catalog.pg_advisory_lock(1)")  # else there is no lock whose key would be looked at
     await store.workers_list(worker)
     await worker.close()
     await migrate(any_dsn, "another")

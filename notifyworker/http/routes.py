@@ -1,6 +1,7 @@
 """The routes, in the order of the README's table. Each handler checks, asks the store once, and answers."""
 
 import asyncio
+from importlib.metadata import version
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -15,6 +16,7 @@ from notifyworker.http.auth import Guard
 from notifyworker.http.body import SMALL_BYTES, read_object
 from notifyworker.http.events import Events
 from notifyworker.http.observed import Observed
+from notifyworker.http.openapi import document
 from notifyworker.http.overview import overview
 from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Problem
@@ -60,6 +62,7 @@ class Routes:
             web.get("/workers", self.workers),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
+            web.get("/openapi.json", self.openapi),
             web.post("/login", self.login),
         ]
 
@@ -85,6 +88,11 @@ class Routes:
         body = generate_latest(self._worker.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    async def openapi(self, request: web.Request) -> web.Response:
+        """Describe all of these routes to programs."""
+        Query(request, _NOTHING)
+        return json_answer(document(version("notifyworker")))
+
     async def login(self, request: web.Request) -> web.Response:
         """Exchange the token, in a form or as JSON, for a session cookie."""
         if request.content_type == "application/x-www-form-urlencoded":
@@ -95,7 +103,7 @@ class Routes:
             response = json_answer({"status": "ok"})
         if not isinstance(given, str):
             raise Problem.of("token", "is required, as text")
-        self._guard.log_in(given, response, secure=request.secure)
+        self._guard.log_in(request, given, response)
         return response
 
     # Runs.
