@@ -174,7 +174,7 @@ class Client:
             message = f"run {run_id} is not settled after {timeout} s"
             raise WaitTimeout(message) from None
 
-    async def _connected(self) -> "asyncpg.Pool[asyncpg.Record]":
+    async def _connected(self) -> "_Pool":
         async with self._opening:
             if self._pool is None:
                 schema = self._store.schema
@@ -189,7 +189,22 @@ class Client:
                     raise
                 except DatabaseError as error:
                     raise explain(error, self._dsn) from None
-        return self._pool
+        return _Pool(self._pool)
+
+
+class _Pool:
+    """A Queryable: the client's connections, which are given up where their server was made one that takes no writes."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[asyncpg.Record]:  # noqa: ASYNC109 - asyncpg's own signature
+        """Execute and return all rows."""
+        try:
+            return await self._pool.fetch(query, *args, timeout=timeout)
+        except asyncpg.ReadOnlySQLTransactionError:
+            await self._pool.expire_connections()
+            raise
 
 
 async def _keep(_connection: Any) -> None:

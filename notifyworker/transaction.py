@@ -91,8 +91,10 @@ class Transactions:
                 yield connection
             except (Cancel, Fail, Snooze) as error:
                 wish = error
-            except BaseException:
+            except BaseException as error:
                 await _roll_back(connection, transaction)
+                if isinstance(error, asyncpg.ReadOnlySQLTransactionError):  # to a server that was made a standby
+                    connection.terminate()
                 raise
             await self._end(attempt, connection, transaction, wish)
             if wish is not None:

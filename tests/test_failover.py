@@ -13,10 +13,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 from servers import Cluster, eventually, processes
-from test_faults import cluster  # noqa: F401 - a fixture
+from test_faults import all_run, cluster  # noqa: F401 - a fixture
 from test_life import insert, is_empty, settled
 
-from notifyworker import Run, Worker, hosts
+from notifyworker import Client, Retry, Run, Worker, hosts
 from notifyworker.migrate import migrate
 
 
@@ -201,6 +201,55 @@ class Name:
                 await writer.drain()
         finally:
             writer.close()
+
+
+@pytest.mark.slow
+async def test_producers_and_handlers_leave_a_server_that_takes_no_writes(pair):
+    primary, standby = pair
+    async with Name() as name:
+        name.target = primary.port
+        dsn = f"postgresql://postgres@127.0.0.1:{name.port}/postgres"
+        worker = Worker(dsn, poll_interval_s=0.2)
+        go_on = asyncio.Event()
+        refused = asyncio.Event()
+
+        @worker.handler("writes", retry=Retry(base_s=0.01, max_attempts=2))
+        async def writes(run: Run) -> None:
+            await go_on.wait()
+            try:
+                async with run.transaction() as connection:
+                    await connection.execute("INSERT INTO written VALUES ($1)", run.run_id)
+            except asyncpg.ReadOnlySQLTransactionError:
+                refused.set()
+                raise
+
+        conn = await asyncpg.connect(primary.dsn)
+        await conn.execute("CREATE TABLE written (run_id uuid)")
+        async with worker, Client(dsn) as client:
+            run_id = await client.enqueue("writes")
+            await eventually(lambda: all_run(conn, [run_id]))
+            name.target = standby.port
+            name.cut()
+            await eventually(lambda: _is_refused(client))
+            go_on.set()
+            await refused.wait()
+
+            name.target = primary.port  # and nobody cuts what goes to the standby
+            other = await client.enqueue("writes")
+            for settled_id in (run_id, other):
+                assert (await settled(conn, settled_id))["state"] == "completed"
+        assert await conn.fetchval("SELECT count(*) FROM written") == 2
+        await conn.close()
+
+
+async def _is_refused(client: Client) -> bool:
+    try:
+        await client.enqueue("nobody's")
+    except asyncpg.ReadOnlySQLTransactionError:
+        return True
+    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
+        return False  # it was cut
+    return False
 
 
 async def test_sessions_on_a_server_that_takes_no_writes_lead_nothing_and_are_left(pair):
