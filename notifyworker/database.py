@@ -375,7 +375,7 @@ async def hears_notifications(dsn: str, *, schema: str, listener: Connection) ->
     other = await connect(dsn, schema=schema, purpose="self-test")
     try:
         # First without LISTEN: what listens behind a transaction pooler is a connection that others will use.
-        return not await _is_shared(listener, other) and await _hears(listener, other, f"{schema}_{random.getrandbits(48):012x}")
+        return not await _is_shared(listener, other) and await hears(listener, other, f"{schema}_{random.getrandbits(48):012x}")
     finally:
         other.terminate()
 
@@ -395,7 +395,8 @@ async def _backend(connection: Connection) -> int:
     return pid
 
 
-async def _hears(listener: Connection, other: Connection, channel: str) -> bool:
+async def hears(listener: Connection, other: Connection, channel: str) -> bool:
+    """Say whether what one connection notifies reaches the other within a second."""
     heard = asyncio.Event()
 
     def hear(*_notification: object) -> None:

@@ -43,12 +43,16 @@ def newest() -> int:
     return migrations()[-1].version
 
 
-def render(text: str, schema: str) -> str:
-    """Put the schema's name, and what is derived from it, into SQL of ours."""
+def render(text: str, schema: str, *, copy: str | None = None) -> str:
+    """
+    Put the schema's name, and what is derived from it, into SQL of ours.
+
+    `copy` is another schema that gets the same objects, to compare with: its name, but the locks of the original.
+    """
     locks = GateLocks.of(schema)
     for token, value in (
-        ("{schema}", f'"{schema}"'),
-        ("{name}", schema),
+        ("{schema}", f'"{copy or schema}"'),
+        ("{name}", copy or schema),
         ("{lock_class}", LOCK_CLASS),
         ("{leader_lock}", locks.leader),
         ("{coalesced_lock}", locks.coalesced),

@@ -29,6 +29,9 @@ PRESENCE_RECONNECT_S = 2.0
 CANCEL_S = 2.0
 
 _LONGEST_NAME = 200  # as the columns
+#: What stands in the database, so that it is one for the whole fleet.
+FLEET_SETTINGS = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", "idempotency_window_s", "history_retention_days")
+
 _LAPSE = 0.9  # of a lease without a renewal: then it may be another's soon
 
 _SECRETS = frozenset({"dsn", "listen_dsn", "admin_dsn", "token"})

@@ -342,6 +342,59 @@ class Store:
         """Live runs by state."""
         return await on.fetch(self._sql["counts"], cap)
 
+    # Examining.
+
+    async def describe(self, on: Queryable, schema: str) -> list[Row]:
+        """Describe the objects of a schema: this one's, or a copy of it."""
+        return await on.fetch(self._sql["describe"], schema)
+
+    async def server_facts(self, on: Queryable) -> Row:
+        """Return what the server is, who is logged in, and settings that matter here."""
+        return (await on.fetch(self._sql["server_facts"]))[0]
+
+    async def session_facts(self, on: Queryable) -> dict[str, str]:
+        """Return what a connection has been given that sets nothing itself; times in ms."""
+        return {row["name"]: row["setting"] for row in await on.fetch(self._sql["session_facts"])}
+
+    async def privileges(self, on: Queryable) -> Row | None:
+        """Return what this login may do; None without the live table."""
+        rows = await on.fetch(self._sql["privileges"])
+        return rows[0] if rows else None
+
+    async def triggers(self, on: Queryable) -> list[Row]:
+        """Return the triggers that a run passes, the wake-up first, and how each stands."""
+        return await on.fetch(self._sql["triggers"])
+
+    async def queue_usage(self, on: Queryable) -> float:
+        """Return how full the notification queue is, from 0 to 1."""
+        return float((await on.fetch(self._sql["queue_usage"]))[0]["queue_usage"])
+
+    async def clock(self, on: Queryable) -> datetime:
+        """Return the database's time at this moment."""
+        now: datetime = (await on.fetch(self._sql["clock"]))[0]["now"]
+        return now
+
+    async def leader_session(self, on: Queryable) -> Row | None:
+        """Return the session that holds the leadership; None if nobody does."""
+        rows = await on.fetch(self._sql["leader_session"])
+        return rows[0] if rows else None
+
+    async def live_table(self, on: Queryable) -> Row:
+        """Return size, rows and dead rows of the live table, by the server's statistics."""
+        return (await on.fetch(self._sql["live_table"]))[0]
+
+    async def holders(self, on: Queryable) -> list[Row]:
+        """Return the oldest transactions, replication slots and prepared transactions that hold something up."""
+        return await on.fetch(self._sql["holders"])
+
+    async def standbys(self, on: Queryable) -> list[Row]:
+        """Return the standbys that are connected."""
+        return await on.fetch(self._sql["standbys"])
+
+    async def partitions(self, on: Queryable) -> Row:
+        """Return how far ahead partitions are made, how many should be gone, and what the default one holds."""
+        return (await on.fetch(self._sql["partitions"]))[0]
+
 
 def _unless_all(values: list[Any], *, usual: Any) -> list[Any]:
     """Return nothing for a column that is the usual one throughout: asyncpg takes a while over each element of an array."""

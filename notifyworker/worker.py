@@ -28,7 +28,7 @@ from notifyworker.migrate import check, open_or_explain
 from notifyworker.observe import Metrics, is_debug, log, outline
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
-from notifyworker.settings import CANCEL_S, CONNECT_S, Settings
+from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
 from notifyworker.store import QUEUE_LIMIT, Row, Served, Store
@@ -40,7 +40,6 @@ from notifyworker.wake import Listener
 _FLUSH_S = 5.0
 _FORCED_S = 1.0
 _VERSION = version("notifyworker")  # of the code that runs, whatever is installed meanwhile
-_FLEET_SETTINGS = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", "idempotency_window_s", "history_retention_days")
 
 
 class Conductor:
@@ -155,7 +154,7 @@ class Conductor:
     async def _adopt_fleet_settings(self, connection: Connection) -> None:
         """What must be one for the fleet stands in the database; a worker whose own differs says so."""
         fleet = await self.store.settings(connection)
-        for name in _FLEET_SETTINGS:
+        for name in FLEET_SETTINGS:
             own = getattr(self.settings, name)
             if name in self.settings.model_fields_set and own != fleet[name]:
                 log.warning(

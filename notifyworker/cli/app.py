@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 from notifyworker.cli import version
 from notifyworker.cli.bench import bench
 from notifyworker.cli.demo import demo
+from notifyworker.cli.doctor import doctor, healthcheck
 from notifyworker.cli.pauses import pause, pauses, resume
 from notifyworker.cli.runs import cancel, enqueue, retry, runs_list, show
 from notifyworker.cli.schema import config_set, migrate, prune, schema
@@ -15,7 +16,7 @@ from notifyworker.cli.status import status
 from notifyworker.cli.worker import dev, worker
 
 _EXIT_CODES = """\
-Exit codes: 0 done, or drained in time; 1 what was asked failed; 2 wrong use: arguments, settings, MODULE:ATTR; \
+Exit codes: 0 done, or drained in time; 1 what was asked failed or is not fine; 2 wrong use: arguments, settings, MODULE:ATTR; \
 3 could not start: database, schema or port; 4 the drain's deadline passed; 130, 143 ended by a second signal."""
 
 
@@ -37,7 +38,8 @@ def make_app() -> App:
     config = App(name="config", help="Settings that hold for the whole fleet.")
     _add(config, set=config_set)
     _add(app, demo=demo, dev=dev, worker=worker, migrate=migrate, schema=schema)
-    _add(app, enqueue=enqueue, runs=runs, status=status, pause=pause, resume=resume, pauses=pauses)
+    _add(app, enqueue=enqueue, runs=runs, status=status, doctor=doctor, healthcheck=healthcheck)
+    _add(app, pause=pause, resume=resume, pauses=pauses)
     _add(app, config=config, prune=prune, bench=bench)
     return app
 
