@@ -21,7 +21,7 @@ _YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tz
 _COLUMNS = frozenset(NewRun.__dataclass_fields__) - {"kind", "payload"}
 _JSON_COLUMNS = frozenset({"payload", "headers", "progress", "errors", "result", "effects"})
 #: An id that is taken; a key that is too wide for its index, which takes 2,704 bytes.
-_INDEXES = {"runs_pkey": "run_id", "runs_idempotency_key": "idempotency_key"}
+_INDEXES = {"runs_pkey": "run_id", "runs_idempotency_key": "idempotency_key", "idempotency_keys_pkey": "idempotency_key"}
 
 
 def new_run(kind: str, payload: Any = None, *, max_payload_bytes: int | None = None, **columns: Any) -> NewRun:

@@ -41,8 +41,7 @@ class Turns:
 
     def heard(self, text: str) -> None:
         """Something has become ready, or a turn was handed on: look, now or later."""
-        place = zlib.crc32(text.encode())
-        turns = (place % self._size, place // self._size % self._size)
+        turns = self._turns(text)
         if self._size < HERD or self._position in (turns if text.startswith("turn:") else turns[:1]):
             self._look()
         elif self._timer is None:
@@ -55,8 +54,21 @@ class Turns:
             self._is_late = False
             self._late_s = SOON_S if found else min(self._size * LATE_S, self._late_s * 1.5)
         if has_more and not self._has_more and self._size >= HERD:
-            self._hand_on(f"turn:{random.getrandbits(32)}")
+            self._hand_on(self._others_turn())
         self._has_more = has_more
+
+    def _turns(self, text: str) -> tuple[int, int]:
+        """The places that it designates: the first, and where a turn is handed on the second as well."""
+        place = zlib.crc32(text.encode())
+        return place % self._size, place // self._size % self._size
+
+    def _others_turn(self) -> str:
+        """A message that designates two others, or with chance against it at least somebody."""
+        for _ in range(20):
+            text = f"turn:{random.getrandbits(32)}"
+            if len({self._position, *self._turns(text)}) == min(3, self._size):
+                break
+        return text
 
     def close(self) -> None:
         """Forget the late look that is due."""

@@ -97,8 +97,9 @@ async def _is_running(connection: Any, run_id: uuid.UUID) -> bool:
     return await connection.fetchval("SELECT state = 'running' FROM notifyworker.runs WHERE run_id = $1", run_id)
 
 
-#: NUL, depth and surrogates in a payload, and years beyond 9999, are refused though JSON schema can't say so.
-NOT_SAID = {"insert_run": [checks.positive_data_acceptance], "login": [checks.positive_data_acceptance]}
+#: NUL, depth and surrogates in a payload, years beyond 9999, a time that is over, and a pause of nothing in particular are
+#: refused though JSON schema can't say so.
+NOT_SAID = {name: [checks.positive_data_acceptance] for name in ("insert_run", "login", "pause", "resume")}
 
 
 async def test_what_the_document_says_holds(url, connection) -> None:
