@@ -4,10 +4,10 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types check chaos bench clean
+.PHONY: help demo test test-slow soak lint types check chaos audit lock bench clean
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 # The requirements are pinned, with hashes, by the lock file.
 $(STAMP): pyproject.toml requirements-dev.txt
@@ -22,6 +22,11 @@ demo: $(STAMP)  ## the whole life of a run, on a PostgreSQL of its own (KEEP=1: 
 test: $(STAMP)  ## all tests, against real PostgreSQL 18 and 16 (ARGS="-k name" for some)
 	$(PYTHON) -m pytest $(ARGS)
 
+test-slow: $(STAMP)  ## the faults that take long to inject or to notice, four minutes (ARGS=-s: with figures)
+	$(PYTHON) -m pytest -m slow $(ARGS)
+soak: $(STAMP)  ## a worker under steady mixed load, and whether it grows (MINUTES=30)
+	$(PYTHON) tests/soak.py $(if $(MINUTES),--minutes $(MINUTES))
+
 lint: $(STAMP)  ## ruff, and the direction of imports
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -31,6 +36,22 @@ types: $(STAMP)  ## mypy --strict
 	$(VENV)/bin/mypy
 
 check: lint types test  ## all of it, as CI does
+
+# Tools that look at the requirements, and are none of them.
+TOOLS := $(VENV)/tools
+
+$(TOOLS)/.installed: $(STAMP)
+	python3 -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' 'uv>=0.13,<0.14'
+	touch $@
+
+audit: $(TOOLS)/.installed  ## known vulnerabilities of what is pinned; asks the package index over the network
+	$(TOOLS)/bin/pip-audit --strict --require-hashes --disable-pip -r requirements-dev.txt || \
+		{ echo "not audited, or vulnerable: see above (without a network nothing can be said)" >&2; exit 1; }
+
+lock: $(TOOLS)/.installed  ## pin anew what pyproject.toml asks for, with hashes (ARGS=--upgrade: the newest)
+	$(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra embedded --group dev \
+		pyproject.toml -o requirements-dev.txt $(ARGS)
 
 chaos: $(STAMP)  ## fleets that are hurt, and a ledger of what became of it (SHORT=1 SEED=7 ONLY=claim MUTATE=1)
 	PYTHONPATH=tests $(PYTHON) -m chaos $(if $(MUTATE),mutate,$(if $(SHORT),--short)) $(if $(SEED),--seed $(SEED)) \

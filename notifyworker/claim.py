@@ -28,8 +28,8 @@ class Claims:
 
     `free` tells how many runs may be claimed now. `on_claimed` gets the runs of a claim, and the moment in
     time.monotonic() at which it was sent; `on_answer` hears of each whether it found something, and whether there may be
-    more. `on_orphan` gets a row of orphans.sql for each run that is this worker's by the database's word and of which it
-    knows nothing.
+    more. `leases` tells which are kept, by run_id and lease_token; `on_orphan` gets a row of orphans.sql for each run that
+    is this worker's by the database's word and of which it knows nothing.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Claims:
         free: Callable[[], int],
         on_claimed: Callable[[list[Run], float], None],
         on_answer: Callable[..., None],
+        leases: Callable[[], set[tuple[UUID, int]]],
         on_orphan: Callable[[Row], None],
     ) -> None:
         self._settings = settings
@@ -58,6 +59,7 @@ class Claims:
         self._free = free
         self._on_claimed = on_claimed
         self._on_answer = on_answer
+        self._leases = leases
         self._on_orphan = on_orphan
         self.wake = wake
         #: Whether there may be more that is ready than the last claim took: then a slot that frees is worth a claim.
@@ -161,8 +163,10 @@ class Claims:
     async def _find_orphans(self) -> None:
         """After a claim without an answer: it may have been executed, even after the looks and claims that came since."""
         if self._doubt_until > self._clock():
+            known = self._leases()  # before: what is settled while this look is on its way is no orphan
             for row in await self._store.orphans(self._side_link, self._lease_owner):
-                self._on_orphan(row)
+                if (row["run_id"], row["lease_token"]) not in known:
+                    self._on_orphan(row)
 
     def _note_marks(self, runs: list[Run]) -> None:
         last: dict[Key, float] = {}

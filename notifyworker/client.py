@@ -6,82 +6,21 @@ adds is a clear error, naming the field, before anything is sent.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+import builtins
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
 import asyncpg
 
-from notifyworker import payload as payloads
 from notifyworker.database import DatabaseError, Queryable, connect, explain
-from notifyworker.errors import InvalidRun, RunConflict, RunNotFound, SettingsError, WaitTimeout
+from notifyworker.errors import InvalidRun, RunNotFound, SettingsError, WaitTimeout
+from notifyworker.given import REFUSALS, Conflicts, as_dict, check_integer, check_text, new_pause, new_run, refused, uuid_of
 from notifyworker.pause import Backoff
 from notifyworker.run import TERMINAL, State
 from notifyworker.settings import Settings
-from notifyworker.store import NewRun, Row, Store
-
-_YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
-_COLUMNS = frozenset(NewRun.__dataclass_fields__) - {"kind", "payload"}
-_JSON_COLUMNS = frozenset({"payload", "headers", "progress", "errors", "result", "effects"})
-
-
-def new_run(kind: str, payload: Any = None, *, max_payload_bytes: int | None = None, **columns: Any) -> NewRun:
-    """Check the producer's columns and encode them. Raises InvalidRun, which names the column."""
-    if unknown := sorted(set(columns) - _COLUMNS):
-        raise InvalidRun(unknown[0], "there is no such column for a producer", hint=f"there are: {', '.join(sorted(_COLUMNS))}")
-    given = {name: value for name, value in columns.items() if value is not None}
-    _text("kind", kind, 200)
-    _text("project_id", given.get("project_id", "default"), 200)
-    _text("idempotency_key", given.get("idempotency_key", "-"), 500)
-    _text("concurrency_key", given.get("concurrency_key", "-"), 500)
-    _integer("priority", given.get("priority", 0), -32768, 32767)
-    _integer("max_attempts", given.get("max_attempts", 1), 1, 32767)
-    for name in ("run_at", "expires_at"):
-        if name in given:
-            given[name] = _moment(name, given[name])
-    if "timeout" in given:
-        given["timeout"] = _duration("timeout", given["timeout"])
-    if not isinstance(given.get("is_shadow", False), bool):
-        raise InvalidRun("is_shadow", f"must be true or false, not {given['is_shadow']!r}")
-    if "run_id" in given:
-        given["run_id"] = _uuid("run_id", given["run_id"])
-    headers = given.get("headers", {})
-    if not isinstance(headers, Mapping):
-        raise InvalidRun("headers", "must be an object")
-    given["headers"] = _json("headers", headers)
-    text = _json("payload", {} if payload is None else payload)
-    if max_payload_bytes is not None and (size := len(text.encode())) > max_payload_bytes:
-        raise InvalidRun("payload", f"has {size} bytes, more than max_payload_bytes={max_payload_bytes}", too_large=True)
-    return NewRun(kind=kind, payload=text, **given)
-
-
-def as_dict(row: Row) -> dict[str, Any]:
-    """A row of all_runs with its jsonb decoded; what can't be decoded stays text."""
-    shown = dict(row)
-    for name in _JSON_COLUMNS & shown.keys():
-        if shown[name] is not None:
-            try:
-                shown[name] = payloads.decode(shown[name])
-            except ValueError:
-                continue  # a poison row is shown as it is, and must not hide the others
-    return shown
-
-
-def refused(error: asyncpg.PostgresError) -> InvalidRun:
-    """What the database refused on insert, as the same error that the checks here raise."""
-    column = error.column_name or (error.constraint_name or "run").partition("_is_")[0].partition("_has_")[0]
-    return InvalidRun(column, str(error.args[0]), hint=error.hint, too_large=error.sqlstate == "54000")
-
-
-#: The database says no to a run's values.
-_REFUSALS = (
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.DataError,
-    asyncpg.ProgramLimitExceededError,
-    asyncpg.FeatureNotSupportedError,
-)
+from notifyworker.store import NewRun, Store
 
 
 class Client:
@@ -126,7 +65,7 @@ class Client:
         """As `enqueue`, of a run that was checked; the second value is True if the run was there already."""
         try:
             return await self._store.run_insert(connection or await self._connected(), new)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             raise refused(error) from error
 
     async def enqueue_many(
@@ -148,13 +87,13 @@ class Client:
     async def _insert_batch(self, on: Queryable, batch: list[NewRun]) -> list[UUID]:
         try:
             given = await self._store.runs_insert(on, batch)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             raise refused(error) from error
         return [run_id or (await self.insert(new, connection=on))[0] for run_id, new in zip(given, batch, strict=True)]
 
     async def get(self, run_id: UUID | str) -> dict[str, Any]:
         """Return one run, live or settled. Raises RunNotFound."""
-        wanted = _uuid("run_id", run_id)
+        wanted = uuid_of("run_id", run_id)
         row = await self._store.run_get(await self._connected(), wanted)
         if row is None:
             raise RunNotFound(wanted)
@@ -174,9 +113,9 @@ class Client:
             raise InvalidRun("state", f"must be one of {', '.join(State)}, not {state!r:.100}")
         for name, value in (("kind", kind), ("project_id", project_id)):
             if value is not None:
-                _text(name, value, 200)
-        _integer("limit", limit, 1, 500)
-        before = None if before is None else _uuid("before", before)
+                check_text(name, value, 200)
+        check_integer("limit", limit, 1, 500)
+        before = None if before is None else uuid_of("before", before)
         rows = await self._store.runs_list(
             await self._connected(), state=state, kind=kind, project_id=project_id, before=before, limit=limit
         )
@@ -184,15 +123,38 @@ class Client:
 
     async def cancel(self, run_id: UUID | str) -> str:
         """Settle a pending or running run as cancelled. Raises RunNotFound, RunConflict."""
-        wanted = _uuid("run_id", run_id)
-        with _Conflicts(wanted):
+        wanted = uuid_of("run_id", run_id)
+        with Conflicts(wanted):
             return await self._store.run_cancel(await self._connected(), wanted)
 
     async def retry(self, run_id: UUID | str) -> UUID:
         """Put a settled run back to pending. Raises RunNotFound, RunConflict."""
-        wanted = _uuid("run_id", run_id)
-        with _Conflicts(wanted):
+        wanted = uuid_of("run_id", run_id)
+        with Conflicts(wanted):
             return await self._store.run_retry(await self._connected(), wanted)
+
+    async def pause(self, kind: str | None = None, project_id: str | None = None, **until: Any) -> None:
+        """
+        Claim none of these runs, of every kind or project where none is named; runs that are executed go on.
+
+        `until` a time, or for `seconds`, or else until `resume`; `reason` is shown. Raises InvalidRun, naming the field.
+        """
+        pause = new_pause(kind=kind, project_id=project_id, **until)
+        try:
+            await self._store.pause(
+                await self._connected(), kind, project_id, until=pause.until, seconds=pause.seconds, reason=pause.reason
+            )
+        except asyncpg.InvalidParameterValueError as error:
+            raise refused(error) from error
+
+    async def resume(self, kind: str | None = None, project_id: str | None = None) -> bool:
+        """End exactly this pause; False if there was none."""
+        new_pause(kind=kind, project_id=project_id)
+        return await self._store.resume(await self._connected(), kind, project_id)
+
+    async def pauses(self) -> builtins.list[dict[str, Any]]:
+        """Return what is paused now; None as kind or project_id: every one."""
+        return [dict(row) for row in await self._store.pauses_list(await self._connected())]
 
     async def wait(self, run_id: UUID | str, timeout: float | None = None) -> dict[str, Any]:  # noqa: ASYNC109 - the contract's name
         """
@@ -212,7 +174,7 @@ class Client:
             message = f"run {run_id} is not settled after {timeout} s"
             raise WaitTimeout(message) from None
 
-    async def _connected(self) -> "asyncpg.Pool[asyncpg.Record]":
+    async def _connected(self) -> "_Pool":
         async with self._opening:
             if self._pool is None:
                 schema = self._store.schema
@@ -227,89 +189,23 @@ class Client:
                     raise
                 except DatabaseError as error:
                     raise explain(error, self._dsn) from None
-        return self._pool
+        return _Pool(self._pool)
+
+
+class _Pool:
+    """A Queryable: the client's connections, which are given up where their server was made one that takes no writes."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[asyncpg.Record]:  # noqa: ASYNC109 - asyncpg's own signature
+        """Execute and return all rows."""
+        try:
+            return await self._pool.fetch(query, *args, timeout=timeout)
+        except asyncpg.ReadOnlySQLTransactionError:
+            await self._pool.expire_connections()
+            raise
 
 
 async def _keep(_connection: Any) -> None:
     """Nothing of ours changes a session, so that a pool has nothing to reset at each release."""
-
-
-class _Conflicts:
-    """The database's answers to cancel and retry, as our own errors."""
-
-    def __init__(self, run_id: UUID) -> None:
-        self.run_id = run_id
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, _at: TracebackType | None) -> None:
-        if isinstance(error, asyncpg.NoDataFoundError):
-            raise RunNotFound(self.run_id) from error
-        if isinstance(error, asyncpg.ProgramLimitExceededError):  # the limit was lowered since
-            raise RunConflict(str(error.args[0]), hint=error.hint) from error
-        # 55000 itself: below it stands, among others, a lock that could not be had in time.
-        if isinstance(error, asyncpg.ObjectNotInPrerequisiteStateError) and error.sqlstate == "55000":
-            raise RunConflict(str(error.args[0]), hint=error.hint) from error
-
-
-def _text(name: str, value: Any, longest: int) -> None:
-    if not isinstance(value, str):
-        raise InvalidRun(name, f"must be text, not {type(value).__name__}")
-    if not 1 <= len(value) <= longest:
-        raise InvalidRun(name, f"must have 1 to {longest} characters, not {len(value)}")
-    if fault := payloads.find_fault(value):
-        raise InvalidRun(name, fault.removeprefix("$ "))
-
-
-def _integer(name: str, value: Any, lowest: int, highest: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise InvalidRun(name, f"must be an integer between {lowest} and {highest}, not {value!r:.100}")
-
-
-def _moment(name: str, value: Any) -> datetime:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise InvalidRun(name, f"must be an RFC 3339 time such as 2026-01-31T12:00:00Z, not {value!r:.100}") from None
-    if not isinstance(value, datetime):
-        raise InvalidRun(name, f"must be a time, not {type(value).__name__}")
-    if value.tzinfo is None:
-        raise InvalidRun(name, "must name its time zone", hint="end it in Z, or give it a tzinfo")
-    try:
-        within = _YEARS[0] <= value <= _YEARS[1]
-    except OverflowError:
-        within = False
-    if not within:
-        raise InvalidRun(name, f"must be between the years 1970 and 9999, not {value.isoformat()}")
-    return value
-
-
-def _duration(name: str, value: Any) -> timedelta:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            value = timedelta(seconds=value)
-        except (OverflowError, ValueError):
-            raise InvalidRun(name, f"must be above 0 and at most 365 days, not {value!r} s") from None
-    if not isinstance(value, timedelta):
-        raise InvalidRun(name, "must be seconds or a timedelta")
-    if not timedelta(0) < value <= timedelta(days=365):
-        raise InvalidRun(name, f"must be above 0 and at most 365 days, not {value.total_seconds():g} s")
-    return value
-
-
-def _uuid(name: str, value: Any) -> UUID:
-    if isinstance(value, UUID):
-        return value
-    try:
-        return UUID(str(value))
-    except ValueError:
-        raise InvalidRun(name, f"must be a UUID, not {value!r:.100}") from None
-
-
-def _json(name: str, value: Any) -> str:
-    try:
-        return payloads.encode(value)
-    except payloads.Unencodable as error:
-        raise InvalidRun(name, str(error).replace("$", name, 1)) from None

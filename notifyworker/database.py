@@ -8,17 +8,21 @@ server did before. Everything that talks to the database goes through here, so t
 
 import asyncio
 import random
+import re
 import socket
 import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
+from asyncpg.exceptions import TargetServerAttributeNotMatched as _NotMatched
 
+from notifyworker import hosts
 from notifyworker.errors import DatabaseUnavailable, SettingsError
 from notifyworker.pause import is_set_within
 from notifyworker.settings import CONNECT_S
@@ -73,19 +77,26 @@ async def home(dsn: str, schema: str) -> str:  # noqa: ARG001 - the seam; on one
 
 async def connect(dsn: str, *, schema: str, purpose: str, session: Mapping[str, str] = _NOTHING) -> Connection:
     """
-    Open a connection within CONNECT_S seconds, or twice that through a pooler.
+    Open a connection within CONNECT_S seconds, or twice that through a pooler; of several hosts, to the first that does.
 
     A pooler is known by refusing our startup parameters, or else by the process id that it invents: through one it is
-    opened without them and without prepared statements. `session` overrides single ones of them. Raises asyncpg's errors, OSError or TimeoutError; `explain`
-    turns them into a sentence.
+    opened without them and without prepared statements. `session` overrides single ones of them. Raises asyncpg's
+    errors, OSError or TimeoutError; `explain` turns them into a sentence.
     """
-    where = await home(dsn, schema)
     name = f"notifyworker {purpose}"
+
+    async def opened(where: str) -> Connection:
+        direct = await _open_direct(where, name, {**_SESSION, **session}, at_first=_NO_TRANSACTION_TIMEOUT)
+        return direct or await _open_pooled(where, name)
+
     try:
-        connection = await _open_direct(where, name, {**_SESSION, **session}) or await _open_pooled(where, name)
+        connection = await hosts.first(hosts.each(await home(dsn, schema)), opened)
     except (asyncpg.ClientConfigurationError, ValueError, OverflowError) as error:  # the last: a port beyond 65535
         if isinstance(error, ssl.SSLError):
             raise
+        if "certificate" in str(error):  # verify-full without sslrootcert: it names the file that asyncpg looks for
+            message = f"dsn: {str(error).splitlines()[0]}"
+            raise SettingsError(message, hint="sslrootcert=FILE, with the certificate of who signed the server's") from None
         message = "dsn: not a PostgreSQL connection string, or with options that do not fit together"
         raise SettingsError(message, hint="postgresql://user:password@host:5432/database") from None
     _keep_alive(connection)
@@ -94,12 +105,14 @@ async def connect(dsn: str, *, schema: str, purpose: str, session: Mapping[str, 
 
 async def connect_plainly(dsn: str, *, schema: str, purpose: str) -> Connection:
     """Open a connection for somebody else's statements: with the database's own settings, but noticed when it is dead."""
-    where, name = await home(dsn, schema), f"notifyworker {purpose}"
-    connection = await _open_direct(where, name, _ALIVE)
-    if connection is None:
-        connection = await asyncpg.connect(
-            where, timeout=CONNECT_S, statement_cache_size=0, server_settings={"application_name": name}
-        )
+    name = f"notifyworker {purpose}"
+
+    async def opened(where: str) -> Connection:
+        direct = await _open_direct(where, name, _ALIVE)
+        pooled = {"application_name": name}
+        return direct or await asyncpg.connect(where, timeout=CONNECT_S, statement_cache_size=0, server_settings=pooled)
+
+    connection = await hosts.first(hosts.each(await home(dsn, schema)), opened)
     _keep_alive(connection)
     return connection
 
@@ -117,13 +130,15 @@ async def reconnect(dsn: str, *, schema: str, purpose: str, session: Mapping[str
         raise asyncpg.InterfaceError(str(error)) from None
 
 
-async def _open_direct(dsn: str, name: str, session: Mapping[str, str]) -> "Connection | None":
+async def _open_direct(dsn: str, name: str, session: Mapping[str, str], *, at_first: str = "") -> "Connection | None":
     try:
         connection = await asyncpg.connect(dsn, timeout=CONNECT_S, server_settings={**session, "application_name": name})
     except asyncpg.ProtocolViolationError:
         return None
     try:
         if await is_direct(connection):
+            if at_first:
+                await connection.execute(at_first, timeout=CONNECT_S)
             return connection
     except BaseException:
         connection.terminate()
@@ -161,6 +176,8 @@ async def is_direct(connection: Connection, *, timeout_s: float = CONNECT_S) -> 
     return await connection.execute(mine, timeout=timeout_s) == "SELECT 1"
 
 
+#: A server before 17 has no such setting, and refuses a session that asks for it at its start.
+_NO_TRANSACTION_TIMEOUT = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'"
 #: How the server notices that a client has gone.
 _ALIVE = {
     "tcp_keepalives_idle": "10",
@@ -192,9 +209,11 @@ _SESSION = {
     # A claim or a renewal that a crash of the server takes back would give a live worker's run to another.
     "synchronous_commit": "on",
 }
-#: For statements of ours at the end of somebody else's transaction.
+#: For statements of ours at the end of somebody else's transaction. From there on it has a run locked, which nobody
+#: could take over if this process were frozen now: so the server ends it when nothing more comes.
 IN_TRANSACTION = "; ".join(
-    f"SET LOCAL {name} = {value if name == 'search_path' else repr(value)}" for name, value in _OURS.items()
+    f"SET LOCAL {name} = {value if name == 'search_path' else repr(value)}"
+    for name, value in {**_OURS, "idle_in_transaction_session_timeout": "5s"}.items()
 )
 
 
@@ -215,9 +234,20 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, asyncpg.PostgresError) and not str(error.sqlstate or "08").startswith(("08", "57P0"))
 
 
+def is_of_use(error: BaseException) -> bool:
+    """Say whether the session is worth keeping: it has answered, and its server was not made one that takes no writes."""
+    return is_refusal(error) and not isinstance(error, asyncpg.ReadOnlySQLTransactionError)
+
+
+def is_queue_full(error: BaseException) -> bool:
+    """Say whether a commit failed since its notification found no room: the next try stays silent, and passes."""
+    return isinstance(error, asyncpg.ProgramLimitExceededError) and error.server_source_filename == "async.c"
+
+
 def is_poison(error: BaseException) -> bool:
     """Say whether the server refused a value, so that the same batch without it would pass."""
-    return isinstance(error, asyncpg.PostgresError) and str(error.sqlstate or "").startswith(("22", "23", "54"))
+    is_value = isinstance(error, asyncpg.PostgresError) and str(error.sqlstate or "").startswith(("22", "23", "54"))
+    return is_value and not is_queue_full(error)
 
 
 def brief(error: BaseException) -> str:
@@ -228,6 +258,7 @@ def brief(error: BaseException) -> str:
 
 
 _UNTOLD = "the database of the DSN"
+_HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d+)?")
 
 
 def describe(dsn: str) -> str:
@@ -240,8 +271,26 @@ def describe(dsn: str) -> str:
     if parts.scheme not in {"postgres", "postgresql"} or (("@" in dsn) and "@" not in parts.netloc):
         return _UNTOLD
     host = parts.netloc.rpartition("@")[2]
+    if not all(_HOST.fullmatch(one) for one in host.split(",")):
+        return _UNTOLD  # no host was given, and what stands in its place may be a password
     user = parts.netloc.rpartition("@")[0].partition(":")[0]
     return f"{user + '@' if user else ''}{host or 'the local socket'}{parts.path}"
+
+
+def _explain_tls(error: BaseException, dsn: str) -> DatabaseUnavailable | None:
+    where = describe(dsn)
+    if isinstance(error, ssl.SSLError):
+        why = getattr(error, "verify_message", None) or error.reason or error
+        return DatabaseUnavailable(f"TLS with {where} failed: {why}", hint="see sslmode and sslrootcert of the DSN")
+    if isinstance(error, ConnectionError) and "SSL upgrade" in str(error):
+        return DatabaseUnavailable(
+            f"{where} has no TLS, which sslmode of the DSN asks for", hint="switch it on, or change sslmode"
+        )
+    if isinstance(error, FileNotFoundError):
+        for name, value in parse_qsl(urlsplit(dsn).query):
+            if name in {"sslrootcert", "sslcert", "sslkey", "sslcrl"} and not Path(value).exists():
+                return DatabaseUnavailable(f"{where}: {name} of the DSN names a file that is not there", hint=value)
+    return None
 
 
 def explain(error: BaseException, dsn: str) -> DatabaseUnavailable:
@@ -249,10 +298,13 @@ def explain(error: BaseException, dsn: str) -> DatabaseUnavailable:
     where = describe(dsn)
     if isinstance(error, DatabaseUnavailable):
         return error
-    if isinstance(error, ssl.SSLError):
-        return DatabaseUnavailable(
-            f"TLS with {where} failed: {error.reason or error}", hint="see sslmode and sslrootcert of the DSN"
-        )
+    if (of_tls := _explain_tls(error, dsn)) is not None:
+        return of_tls
+    if isinstance(error, _NotMatched):
+        return DatabaseUnavailable(f"no host of {where} is what target_session_attrs of the DSN asks for", hint="all standbys?")
+    if isinstance(error, asyncpg.TooManyConnectionsError):
+        hint = "a worker takes up to nine: raise max_connections, or CONNECTION LIMIT of the role or the database"
+        return DatabaseUnavailable(f"{where} has no connection left: {error.args[0]}", hint=hint)
     if isinstance(error, asyncpg.InvalidCatalogNameError):
         return DatabaseUnavailable(f"{where}: {error.args[0]}", hint="create it, or correct the DSN")
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
@@ -286,12 +338,9 @@ class Link:
             connection = await self._open()
             try:
                 return await connection.fetch(query, *args, timeout=timeout or self._deadline_s)
-            except asyncpg.PostgresError as error:
-                if not is_refusal(error):
+            except BaseException as error:  # timed out, cut, cancelled: what is on the wire now is anybody's guess
+                if not is_of_use(error):
                     self.terminate()
-                raise
-            except BaseException:  # timed out, cut or cancelled: what is on the wire now is anybody's guess
-                self.terminate()
                 raise
 
     async def _open(self) -> Connection:

@@ -5,6 +5,7 @@ Imports nothing of ours, so that every other module may raise from here. Databas
 asyncpg's own are precise enough; what a user can mend has a class here, and a hint that says how.
 """
 
+from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
@@ -111,3 +112,18 @@ class Snooze(NotifyWorkerError):
             raise ValueError(message)
         super().__init__(reason)
         self.seconds = seconds
+
+
+class PauseKind(Snooze):
+    """
+    Raised by a handler: run again, and claim no run of this kind at all until a time, or for so many seconds.
+
+    For an API that says that it has had enough. The attempt is not used up. Raises ValueError for a time that can't be.
+    """
+
+    def __init__(self, until: datetime | float, reason: str = "paused by its handler") -> None:
+        if isinstance(until, datetime) and until.tzinfo is None:
+            message = f"PauseKind takes a time with a time zone, not {until!r}"
+            raise ValueError(message)
+        super().__init__(0 if isinstance(until, datetime) else until, reason)
+        self.until = until

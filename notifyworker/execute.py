@@ -6,15 +6,17 @@ or nothing, when the lease is no longer ours and there is nothing left to write.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from typing import Any, Literal, TypeAlias
 
 from notifyworker import payload as payloads
-from notifyworker.errors import Cancel, Code, Fail, Snooze
+from notifyworker.errors import Cancel, Code, Fail, PauseKind, Snooze
 from notifyworker.handlers import Handler
+from notifyworker.observe import log
 from notifyworker.payload import clean_text
 from notifyworker.run import Outcome, Run, State
 
@@ -54,8 +56,15 @@ class Attempt:
                 self.task.cancel()
 
 
-async def execute(attempt: Attempt, *, threads: Executor, worker: str, max_result_bytes: int) -> Outcome | None:
-    """Call the handler; None if there is nothing to write."""
+async def execute(
+    attempt: Attempt,
+    *,
+    threads: Executor,
+    worker: str,
+    max_result_bytes: int,
+    on_pause: Callable[[str, PauseKind], Awaitable[None]],
+) -> Outcome | None:
+    """Call the handler; None if there is nothing to write. `on_pause` is awaited when it asks for a pause of its kind."""
     run, handler = attempt.run, attempt.handler
     if run.expired:
         error = error_entry(run, Code.EXPIRED, "expires_at passed before it was started", None)
@@ -72,6 +81,10 @@ async def execute(attempt: Attempt, *, threads: Executor, worker: str, max_resul
         else:
             attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, handler.function, arguments)
             result = await asyncio.wrap_future(attempt.thread)
+    except PauseKind as error:
+        with contextlib.suppress(asyncio.CancelledError):  # the end from outside counts: below
+            await on_pause(run.kind, error)
+        return outcome_of_error(attempt, error, worker)
     except BaseException as error:  # noqa: BLE001 - SystemExit too: a handler must not end the worker, nor count as success
         return outcome_of_error(attempt, error, worker)
     if attempt.why is not None:  # it swallowed the cancellation
@@ -92,7 +105,7 @@ def outcome_of_end(attempt: Attempt, worker: str) -> Outcome | None:
     run = attempt.run
     if attempt.why == "timeout":
         message = f"timed out after {run.timeout_s:g} s"
-        return _retried_or_failed(attempt, Code.TIMED_OUT, message, None, worker)
+        return _retried_or_failed(attempt, Code.TIMED_OUT, message, TimeoutError(message), worker)
     if attempt.why == "stopping":
         return released(run, worker)
     return None
@@ -115,6 +128,8 @@ def outcome_of_error(attempt: Attempt, error: BaseException, worker: str) -> Out
             return Outcome(
                 run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, effects=run.recorded_effects, error=entry
             )
+        case PauseKind():
+            return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, counts=False)
         case Snooze():
             return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, delay_s=error.seconds, counts=False)
         case Fail():
@@ -122,8 +137,6 @@ def outcome_of_error(attempt: Attempt, error: BaseException, worker: str) -> Out
     if attempt.why is not None:  # it raised something else when it was cancelled
         return outcome_of_end(attempt, worker)
     message = f"{type(error).__name__}: {_text_of(error)}"
-    if not isinstance(error, attempt.handler.retry.on):
-        return _failed(run, Code.RAISED, message, error, worker)
     return _retried_or_failed(attempt, Code.RAISED, message, error, worker)
 
 
@@ -160,13 +173,24 @@ def completed(run: Run, result: object, worker: str, max_result_bytes: int) -> O
     return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.COMPLETED, result=text, effects=run.recorded_effects)
 
 
-def _retried_or_failed(attempt: Attempt, code: Code, message: str, error: BaseException | None, worker: str) -> Outcome:
+def _retried_or_failed(attempt: Attempt, code: Code, message: str, error: BaseException, worker: str) -> Outcome:
     run = attempt.run
-    if run.attempt >= run.max_attempts:
-        return _failed(run, code, message, error, worker)
-    entry = error_entry(run, code, message, error, worker)
-    delay_s = attempt.handler.retry.delay_s(run.attempt)
+    is_timeout = code is Code.TIMED_OUT
+    shown = None if is_timeout else error
+    delay_s = _delay_s(attempt, error, is_timeout=is_timeout) if run.attempt < run.max_attempts else None
+    if delay_s is None:
+        return _failed(run, code, message, shown, worker)
+    entry = error_entry(run, code, message, shown, worker)
     return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, delay_s=delay_s, error=entry)
+
+
+def _delay_s(attempt: Attempt, error: BaseException, *, is_timeout: bool) -> float | None:
+    retry = attempt.handler.retry
+    try:
+        return retry.delay_s(attempt.run.attempt, error, is_timeout=is_timeout)
+    except Exception as broken:  # noqa: BLE001 - a function of the user's: the run must not be lost by its mistake
+        log.error("retry_delay_failed", kind=attempt.run.kind, error=f"{type(broken).__name__}: {_text_of(broken)}")
+        return retry.backoff_s(attempt.run.attempt)
 
 
 def _failed(run: Run, code: Code, message: str, error: BaseException | None, worker: str) -> Outcome:

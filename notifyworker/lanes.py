@@ -24,7 +24,8 @@ _RARE_S = 0.2
 LOOK_SHARE = 0.05
 #: How many lanes one claim reads, and how many without a run are remembered.
 LANES_A_CLAIM = 256
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Below every row.
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Key = tuple[str, str, int]
 
@@ -46,7 +47,7 @@ class Lane:
 
     def read_from(self, slack: timedelta) -> datetime:
         """The place from which it is read."""
-        return max(_EPOCH, self.mark - slack)
+        return max(EPOCH, self.mark - slack)
 
 
 class Lanes:

@@ -21,17 +21,19 @@ from uuid import UUID
 import asyncpg
 
 from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, is_direct, reconnect
-from notifyworker.lanes import WIDE_SLACK, Key, Lanes
+from notifyworker.lanes import EPOCH, WIDE_SLACK, Key, Lanes
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
-from notifyworker.store import Store
+from notifyworker.store import QUEUE_LIMIT, Store
 
 LOOK_S = 2.5  # an idle worker may send one query a second in all: this is the largest part of it
 LOOK_DEADLINE_S = 3.0
 _QUIET_TICKS = 5
 _SLOWEST_TICK_S = 0.02
 _SILENT_LOOK_S = 0.5
+_BEGIN_TO_INSERT = timedelta(seconds=1)  # who inserts later notifies: schema/0005_wake.sql
 _NO_SESSION_LOCKS_S = 60.0
+_STANDBY = "this server is a standby"
 
 
 class Leader:
@@ -52,15 +54,17 @@ class Leader:
         self._holds_coalesced = False
         self._holds_silent = False
         self._lanes = Lanes()
-        self._heads: dict[Key, UUID] = {}
-        # Transactions that insert in silence: when each was first seen, and whether a second time.
+        self._heads: dict[Key, tuple[UUID, datetime]] = {}
+        # Transactions that insert in silence: not before when each began, and whether it was seen a second time.
         self._silent: dict[str, tuple[datetime, bool]] = {}
+        self._silent_looked_at = EPOCH
         self._silent_look_at = self._fleet_look_at = 0.0
         self._clock = time.monotonic
         self.mode: Literal["follower", "arming", "armed", "coalesced"] = "follower"
         #: False behind a pooler, where a session's lock may be any client's.
         self.may_lead = True
-        self.queue_usage = 0.0
+        #: Called with each look's fill of the notification queue, from 0 to 1.
+        self.on_queue_usage: Callable[[float], None] = lambda _usage: None
         #: Called before a wake-up, with the place in the table at which it lies.
         self.on_late: Callable[[datetime], None] = lambda _moment: None
         #: Called with each look's absent owners while leading, and with nothing when leadership ends.
@@ -94,8 +98,7 @@ class Leader:
                 self._gate = _Gate(await reconnect(self._dsn, schema=self._store.schema, purpose="gate"))
                 self.may_lead = await is_direct(self._gate.connection)
                 if self.may_lead:
-                    backoff.reset()
-                    await self._contend()
+                    await self._contend(backoff)
                 pause_s = _NO_SESSION_LOCKS_S
             except DatabaseError as error:
                 log.warning("gate_lost", error=brief(error), was=self.mode)
@@ -105,11 +108,15 @@ class Leader:
                 self.terminate()
             await asyncio.sleep(pause_s or backoff.next_s())
 
-    async def _contend(self) -> None:
+    async def _contend(self, backoff: Backoff) -> None:
         while True:
             # Advisory locks succeed on a standby too, where they exclude nobody.
-            lead = "SELECT CASE WHEN pg_is_in_recovery() THEN false ELSE pg_try_advisory_lock($1, $2) END"
-            if await self._query(lead, LOCK_CLASS, self._locks.leader):
+            lead = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_try_advisory_lock($1, $2) END"
+            is_elected = await self._query(lead, LOCK_CLASS, self._locks.leader)
+            if is_elected is None:
+                raise asyncpg.InterfaceError(_STANDBY)  # by connecting anew the one that takes writes may be found
+            backoff.reset()
+            if is_elected:
                 await self._lead()
             self._try_now.clear()
             await is_set_within(self._try_now, LOOK_S / 2 if self._other_coalesces else LOOK_S)
@@ -124,13 +131,23 @@ class Leader:
                 await self._tick_until_quiet()
 
     async def _stand_armed(self) -> None:
-        """Look every LOOK_S seconds, until notifications come too fast."""
+        """
+        Look every LOOK_S seconds, until notifications come too fast.
+
+        While the notification queue is so full that inserts stay silent, look at the table as well: nobody else can
+        be woken, but this worker can.
+        """
         self._set_mode("armed")
         self._burst.clear()
         while True:
-            await self._look_at_fleet()
-            if await is_set_within(self._burst, LOOK_S):
-                return
+            if await self._look_at_fleet() < QUEUE_LIMIT:
+                if await is_set_within(self._burst, LOOK_S):
+                    return
+                continue
+            self._heads = {}
+            while self._clock() < self._fleet_look_at:
+                await self._look_and_wake()
+                await asyncio.sleep(_SLOWEST_TICK_S)
 
     async def _coalesce(self) -> bool:
         """Take C and let M go: from now on inserts stay silent. False if somebody else holds C."""
@@ -138,6 +155,7 @@ class Leader:
             return False
         self._holds_coalesced = True
         if self._holds_silent:
+            await self._look_for_silent()  # there is none yet: whatever is seen later has begun later
             await self._query("SELECT pg_advisory_unlock($1, $2)", LOCK_CLASS, self._locks.silent)
             self._holds_silent = False
         self._set_mode("coalesced")
@@ -194,7 +212,6 @@ class Leader:
         """
         began = self._clock()
         if is_last or began >= self._silent_look_at:
-            self._silent_look_at = began + _SILENT_LOOK_S
             await self._look_for_silent()
         self._lanes.begin()
         if self._lanes.look_is_due_in_s(began) <= 0 or (is_last and not self._lanes.is_dear()):
@@ -207,10 +224,11 @@ class Leader:
             rows = await self._store.ready_since(self._opened(), self._lanes.to_read(), slack)
             self._lanes.read(slack, began, self._clock())
         heads = {(row["kind"], row["project_id"], row["rank"]): (row["run_id"], row["mark"]) for row in rows}
-        new = [mark for lane, (head, mark) in heads.items() if is_last or self._heads.get(lane) != head]
+        # By its place too: a run that was retried meanwhile is the same and somewhere else.
+        new = [head[1] for lane, head in heads.items() if is_last or self._heads.get(lane) != head]
         for lane, (_, mark) in heads.items():
             self._lanes.found(lane, mark)
-        self._heads = {lane: head for lane, (head, _) in heads.items()}
+        self._heads = heads
         if new:
             await self._tell_at(min(new))
         return bool(new)
@@ -219,18 +237,23 @@ class Leader:
         """
         Tell the fleet how far back to look when a transaction that had inserted in silence has ended late.
 
-        What was seen at one look only has lived for less than two of their periods, and lies within the wide slack.
+        What was seen at one look only has lived for less than two of their periods, and lies within the wide slack. But
+        of one that was there before this leader looked at all nobody knows how old it is: it may lie anywhere.
         """
-        now_silent = await self._store.silent(self._opened())
-        late = [first for name, (first, again) in self._silent.items() if again and name not in now_silent]
-        self._silent = {
-            name: (self._silent[name][0], True) if name in self._silent else (seen_at, False)
-            for name, seen_at in now_silent.items()
-        }
+        self._silent_look_at = self._clock() + _SILENT_LOOK_S
+        seen_at, now_silent = await self._store.silent(self._opened())
+        late = [
+            began
+            for name, (began, was_seen_again) in self._silent.items()
+            if name not in now_silent and (was_seen_again or began == EPOCH)
+        ]
+        # It inserted after the look before this one, and no more than so long after it had begun.
+        began = max(EPOCH, self._silent_looked_at - _BEGIN_TO_INSERT)
+        self._silent_looked_at = seen_at
+        self._silent = {name: (self._silent[name][0], True) if name in self._silent else (began, False) for name in now_silent}
         if late:
-            oldest = min(late) - timedelta(seconds=2 * _SILENT_LOOK_S)
-            self._lanes.lower(oldest)
-            await self._tell_at(oldest)
+            self._lanes.lower(min(late))
+            await self._tell_at(min(late))
 
     async def _tell_at(self, moment: datetime) -> None:
         """Wake the fleet, this worker first, to what lies at this place and later."""
@@ -238,16 +261,17 @@ class Leader:
         self._wake.set()
         await self._notify(f"at:{moment.timestamp():.6f}")
 
-    async def _look_at_fleet(self) -> None:
+    async def _look_at_fleet(self) -> float:
+        """Tell of the fleet what only a leader looks after; return how full the notification queue is."""
         self._fleet_look_at = self._clock() + LOOK_S
         look = await self._store.absent(self._opened())
-        self.queue_usage = look["queue_usage"]
-        self._metrics.queue_usage.set(self.queue_usage)
+        usage: float = look["queue_usage"]
+        self.on_queue_usage(usage)
         if look["is_standby"]:
-            message = "this server is a standby now"
-            raise asyncpg.InterfaceError(message)
+            raise asyncpg.InterfaceError(_STANDBY)
         self.on_absent(look["absent"])
         self.on_dead_rows(look["dead_rows"])
+        return usage
 
     async def _take(self, lock: int) -> bool:
         # For this statement alone: a NOTIFY waits for a lock too, behind all those that this lock is to put an end to.
@@ -280,6 +304,7 @@ class Leader:
         self._metrics.coalescing.set(mode == "coalesced")
         if mode == "follower":
             self._lanes, self._heads, self._silent = Lanes(), {}, {}
+            self._silent_looked_at, self._silent_look_at = EPOCH, 0.0
             self._holds_coalesced = self._holds_silent = False
             self.on_absent([])
             self.on_dead_rows(0)

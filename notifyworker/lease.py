@@ -26,15 +26,16 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import Connection, DatabaseError, brief, is_direct, reconnect
+from notifyworker.database import Connection, DatabaseError, brief, is_direct, is_of_use, reconnect
 from notifyworker.deadman import DeadMansSwitch
-from notifyworker.observe import Metrics, log
+from notifyworker.observe import Metrics, log, outline
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.run import Run
 from notifyworker.settings import CANCEL_S, PRESENCE_DEADLINE_S, PRESENCE_RECONNECT_S, Settings
 from notifyworker.store import Store
 
 _STALL_TOLD_S = 5.0
+_SOONEST_S = 0.2  # anybody may notify on our channel that a run was cancelled, as often as they like; each beat writes
 
 
 class LeaseKeeper:
@@ -134,6 +135,10 @@ class LeaseKeeper:
         held = self._held.get(run_id)
         return held is not None and held[0] == lease_token
 
+    def leases(self) -> set[tuple[UUID, int]]:
+        """All that are kept, by run_id and lease_token."""
+        return {(run_id, token) for run_id, (token, _) in self._held.items()}
+
     def beat_age_s(self) -> float:
         """Seconds since the last heartbeat that the database answered."""
         return time.monotonic() - self._beat_at
@@ -161,8 +166,8 @@ class LeaseKeeper:
     def _thread_main(self) -> None:
         try:
             asyncio.run(self._live())
-        except Exception:  # noqa: BLE001 - the thread's end is the end of the leases: it must be heard of
-            log.exception("heartbeat_thread_ended")
+        except Exception as error:  # noqa: BLE001 - the thread's end is the end of the leases: it must be heard of
+            log.error("heartbeat_thread_ended", error=outline(error))
         finally:
             self._tell(self._set_ended)
 
@@ -190,22 +195,24 @@ class LeaseKeeper:
         while not self._stopping:
             if self._beat_now:
                 self._beat_now = False
-                next_beat = 0.0
+                next_beat = min(next_beat, self._beat_at + _SOONEST_S)
             try:
                 if self._connection is None or self._connection.is_closed():
                     await self._connect()
                     next_beat = 0.0  # whatever happened meanwhile, ask whose the runs are
+                if self._ping_is_due(time.monotonic()):
+                    await self._ping()  # before a beat, which may have to wait for a lock
                 if time.monotonic() >= next_beat:
                     is_whole = await self._beat()
                     next_beat = time.monotonic() + (self._settings.heartbeat_interval_s if is_whole else 1.0)
-                elif self._ping_is_due(time.monotonic()):
-                    await self._ping()
                 backoff.reset()
                 pause_s = next_beat - time.monotonic()
             except DatabaseError as error:
                 log.warning("heartbeat_failed", error=brief(error), running=len(self._held))
                 self._metrics.heartbeats.labels("failed").inc()
-                self._disconnect()
+                # Refused, as by a lock on the table, it is as present as before: without its session it would be absent.
+                if not is_of_use(error):
+                    self._disconnect()
                 pause_s = backoff.next_s()
             assert self._changed is not None
             if not self._stopping:
@@ -222,10 +229,15 @@ class LeaseKeeper:
         async with asyncio.timeout(PRESENCE_DEADLINE_S + PRESENCE_RECONNECT_S):
             connection = await reconnect(self.dsn, schema=self._store.schema, purpose="heartbeat")
         self._connection = connection
-        connection.add_termination_listener(lambda _connection: self._changed.set() if self._changed else None)
+        connection.add_termination_listener(self._ended_by_others)
         self._is_direct = await is_direct(connection, timeout_s=PRESENCE_DEADLINE_S)
         if self._is_direct:
             await self._be_present(connection, sent_at)
+
+    def _ended_by_others(self, connection: Any) -> None:
+        """Connect anew at once; what we ended ourselves is tried again only after a pause."""
+        if connection is self._connection and self._changed is not None:
+            self._changed.set()
 
     async def _be_present(self, connection: Connection, sent_at: float) -> None:
         lock = "SELECT pg_try_advisory_lock(hashtextextended($1 || $2, 0))"
@@ -391,9 +403,9 @@ class LeaseKeeper:
 
     def _disconnect(self) -> None:
         self.has_presence = False
-        if self._connection is not None:
-            self._connection.terminate()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
 
 
 class _Deadline:

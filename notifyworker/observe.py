@@ -6,6 +6,7 @@ An event names a fact that has been committed already, except those that say tha
 
 import logging
 import sys
+import traceback
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
@@ -19,6 +20,7 @@ from prometheus_client.registry import Collector
 
 log: Any = structlog.get_logger("notifyworker")
 
+_CAUSES = 5  # of an error, that are told
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 
@@ -47,6 +49,16 @@ def configure_logging(log_format: Literal["auto", "console", "json"], log_level:
 
 def _dumps(event: dict[str, Any], **_options: Any) -> str:
     return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def outline(error: BaseException) -> str:
+    """Say where an error came from: its type and lines of code, and those of its causes. Never its text, which may quote anything."""
+    told: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(told) < _CAUSES:
+        told.append(type(cause).__name__ + "\n" + "".join(traceback.format_tb(cause.__traceback__)))
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "because of ".join(told)
 
 
 def is_debug() -> bool:
@@ -123,6 +135,6 @@ class Metrics:
         self.coalescing = Gauge("notifyworker_coalescing", "1 while the leader wakes in place of the inserts.", registry=registry)
         self.queue_usage = Gauge(
             "notifyworker_notification_queue_ratio",
-            "Fill of the server's notification queue, seen by the leader.",
+            "Fill of the server's notification queue; from one half on inserts wake nobody.",
             registry=registry,
         )

@@ -5,9 +5,13 @@ import random
 
 
 class Backoff:
-    """Growing pauses with jitter between tries, from 50 ms on, so that a fleet does not come back in step."""
+    """
+    Growing pauses with jitter between tries, from 50 ms on, so that a fleet does not come back in step.
 
-    def __init__(self, *, cap_s: float = 2.0) -> None:
+    The longest leaves time to connect: 2 s after a database is back, a worker is too.
+    """
+
+    def __init__(self, *, cap_s: float = 1.5) -> None:
         self._cap_s = cap_s
         self._tries = 0
 

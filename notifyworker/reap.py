@@ -96,6 +96,7 @@ class Reaper:
             continue
         while await self._store.keys_forget(self._link, limit=_BATCH) == _BATCH:
             continue
+        await self._store.pauses_forget(self._link)
         await self._store.workers_forget(self._link, sorted(self._absent))
         leader = self._lease_owner if self.is_leading else None
         await self._store.reaper_pass(self._link, leader, taken=taken, failed=failed, next_in_s=self.interval_s)

@@ -8,6 +8,7 @@ default. A value that is refused is told by its name and what was wrong with it,
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -27,6 +28,7 @@ PRESENCE_DEADLINE_S = 2.0
 PRESENCE_RECONNECT_S = 2.0
 CANCEL_S = 2.0
 
+_LONGEST_NAME = 200  # as the columns
 #: What stands in the database, so that it is one for the whole fleet.
 FLEET_SETTINGS = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", "idempotency_window_s", "history_retention_days")
 
@@ -79,6 +81,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
     token: SecretStr | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -106,7 +110,8 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",")]
-        if value is not None and not (value and all(isinstance(v, str) and 1 <= len(v) <= 200 for v in value)):  # noqa: PLR2004 - as the columns
+        is_list = isinstance(value, list | tuple) and len(value) > 0
+        if value is not None and not (is_list and all(isinstance(v, str) and 1 <= len(v) <= _LONGEST_NAME for v in value)):
             message = "give one or more names of 1 to 200 characters, separated by commas"
             raise ValueError(message)
         return value
@@ -118,6 +123,14 @@ class Settings(BaseSettings):
             message = "use 1 to 40 lower-case letters, digits and underscores, not starting with a digit or with pg_"
             raise ValueError(message)
         return value
+
+    @model_validator(mode="after")
+    def _certificate_with_its_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
+            message = f"{missing}: is missing, and {given} is given: TLS needs the certificate and its key"
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _in_proportion(self) -> Self:

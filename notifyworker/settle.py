@@ -49,7 +49,8 @@ class Settler:
         self._some = asyncio.Event()
         self._none = asyncio.Event()
         self._none.set()
-        self.failing_since: float | None = None
+        #: Since when, in time.monotonic(), and why nothing can be written.
+        self.error: tuple[float, str] | None = None
 
     @property
     def backlog(self) -> int:
@@ -132,7 +133,7 @@ class Settler:
                     self._unsure.update((o.run_id, o.lease_token) for o in left.values())
                 await self._pause(error, len(left), backoff)
                 continue
-            self.failing_since = None
+            self.error = None
 
     async def _give_back(self, outcomes: Sequence[Outcome]) -> Collection[UUID]:
         return await self._store.give_back(self._link, self._lease_owner, outcomes)
@@ -180,8 +181,8 @@ class Settler:
 
     async def _pause(self, error: BaseException, waiting: int, backoff: Backoff) -> None:
         now = asyncio.get_running_loop().time()
-        if self.failing_since is None:
-            self.failing_since = now
+        if self.error is None:
             log.warning("settle_failed", error=brief(error), waiting=waiting + len(self._waiting))
+        self.error = (self.error[0] if self.error else now, brief(error))
         self._metrics.database_errors.labels("settle").inc()
         await asyncio.sleep(backoff.next_s())

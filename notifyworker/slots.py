@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from uuid import UUID
 
 from notifyworker.execute import Attempt, Why, outcome_of_end, outcome_of_error
-from notifyworker.observe import log
+from notifyworker.observe import log, outline
 from notifyworker.run import Outcome, Run
 from notifyworker.settings import CANCEL_S
 
@@ -167,7 +167,7 @@ class Slots:
             try:
                 outcome = await self._execute(attempt)
             except Exception as error:  # noqa: BLE001 - a mistake of ours: it costs this run its attempt, not its siblings
-                log.critical("execute_failed", run_id=str(attempt.run.run_id), error=repr(error))
+                log.critical("execute_failed", run_id=str(attempt.run.run_id), error=outline(error))
                 outcome = outcome_of_error(attempt, error, self._worker)  # it counts: the same may happen again
             self._ended(attempt, outcome)
             if attempt.why is not None or me.cancelling() or not _is_still(clean):

@@ -22,6 +22,9 @@ from notifyworker.run import Desk, Outcome, Run, State
 
 Row: TypeAlias = asyncpg.Record
 
+#: From this fill of the notification queue on, nothing of ours notifies (schema/0005_wake.sql, sql/notify.sql).
+QUEUE_LIMIT = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -191,6 +194,31 @@ class Store:
         retried: UUID = (await on.fetch(self._sql["run_retry"], run_id))[0]["run_id"]
         return retried
 
+    async def pause(
+        self,
+        on: Queryable,
+        kind: str | None = None,
+        project_id: str | None = None,
+        *,
+        until: datetime | None = None,
+        seconds: float | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Claim none of these (None: of every kind or project) until then, or for so long; None: until `resume`."""
+        await on.fetch(self._sql["pause"], kind, project_id, until, seconds, reason)
+
+    async def resume(self, on: Queryable, kind: str | None = None, project_id: str | None = None) -> bool:
+        """End exactly this pause; False if there was none."""
+        return bool((await on.fetch(self._sql["resume"], kind, project_id))[0]["resumed"])
+
+    async def pauses_list(self, on: Queryable) -> list[Row]:
+        """Return what is paused now."""
+        return await on.fetch(self._sql["pauses_list"])
+
+    async def pauses_forget(self, on: Queryable) -> None:
+        """Delete pauses that are over."""
+        await on.fetch(self._sql["pauses_forget"])
+
     # Waking and leading.
 
     async def ready(self, on: Queryable) -> list[Row]:
@@ -205,9 +233,10 @@ class Store:
             [lane.read_from(slack) for lane in lanes],
         )  # fmt: skip
 
-    async def silent(self, on: Queryable) -> dict[str, datetime]:
-        """Transactions that have inserted without a word and are still open, and when that was seen."""
-        return {row["id"]: row["seen_at"] for row in await on.fetch(self._sql["silent"])}
+    async def silent(self, on: Queryable) -> tuple[datetime, set[str]]:
+        """Look for transactions that have inserted without a word and are still open; when that was, and which."""
+        row = (await on.fetch(self._sql["silent"]))[0]
+        return row["seen_at"], set(row["ids"])
 
     async def notify(self, on: Queryable, message: str = "") -> None:
         """Wake the fleet, unless the notification queue is half full."""

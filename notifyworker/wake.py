@@ -1,8 +1,8 @@
 """
 From a NOTIFY to one Event, and never a silent end.
 
-LISTEN comes before the look: the event is set after every (re)connect, so that whatever was inserted while nobody
-listened is found. A half-open connection says nothing for ever, hence a ping with a deadline, which also asks whether
+LISTEN comes before the look, from the beginning: the event is set after every (re)connect, so that whatever was inserted
+while nobody listened is found. A half-open connection says nothing for ever, hence a ping with a deadline, which also asks whether
 this session is still listening. Nothing else is executed on this connection: one transaction left open on it would
 fill the server's notification queue.
 """
@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import asyncpg
 
 from notifyworker.database import Connection, DatabaseError, brief, hears_notifications, reconnect
+from notifyworker.lanes import EPOCH
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.settings import CONNECT_S
@@ -43,11 +44,15 @@ class Listener:
         self.on_late: Callable[[datetime], None] = lambda _moment: None
         #: Called when wake-ups came faster than this many a second.
         self.on_burst: Callable[[], None] = lambda: None
+        #: Called with each ping's fill of the notification queue, from 0 to 1.
+        self.on_queue_usage: Callable[[float], None] = lambda _usage: None
         self.burst_per_s = float("inf")
         self.is_hearing = False
         #: True behind a transaction pooler: LISTEN is accepted there, and nothing is ever heard.
         self.is_deaf = False
         self.silent_since = time.monotonic()
+        #: Why nothing can be heard.
+        self.error = ""
 
     async def run(self) -> None:
         """Listen until cancelled, through any number of reconnects."""
@@ -57,7 +62,8 @@ class Listener:
                 await self._listen(backoff)
             except DatabaseError as error:
                 self._metrics.reconnects.labels("listener").inc()
-                log.warning("listener_lost", error=brief(error))
+                self.error = brief(error)
+                log.warning("listener_lost", error=self.error)
                 self._wake.set()  # a look by the claim loop finds out at once whether there still is a database
             finally:
                 self._not_hearing()
@@ -85,11 +91,14 @@ class Listener:
         self.is_hearing = True
         self._metrics.listening.set(1)
         self._metrics.wakes.labels("connected").inc()
+        self.on_late(EPOCH)  # how far back the notifications of meanwhile would have told to look, nobody knows
         self._wake.set()
         while not await is_set_within(ended, PING_S):
-            listening = "SELECT 1 FROM pg_listening_channels() AS c WHERE c = $1"
-            if await connection.fetchval(listening, self._schema, timeout=PING_DEADLINE_S) is None:
+            listening = "SELECT pg_notification_queue_usage() FROM pg_listening_channels() AS c WHERE c = $1"
+            usage = await connection.fetchval(listening, self._schema, timeout=PING_DEADLINE_S)
+            if usage is None:
                 break
+            self.on_queue_usage(usage)
         message = "the connection was closed" if ended.is_set() else "the session no longer listens"
         raise asyncpg.InterfaceError(message)
 
@@ -129,8 +138,8 @@ class Listener:
 
 
 def _moment(text: str) -> datetime | None:
-    """Seconds since 1970 as a time; None for what is none: anybody may notify on our channel."""
+    """Seconds since 1970 as a time; None for what is none: anybody may notify on our channel. Below 1970 lies nothing."""
     try:
-        return datetime.fromtimestamp(float(text), UTC)
+        return max(EPOCH, datetime.fromtimestamp(float(text), UTC))
     except (ValueError, OverflowError, OSError):
         return None

@@ -12,25 +12,26 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
-from notifyworker.errors import Code, LeaseLost, StartError
+from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
 from notifyworker.execute import Attempt, error_entry, execute, released
 from notifyworker.handlers import Handler
 from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
-from notifyworker.observe import Metrics, is_debug, log
+from notifyworker.observe import Metrics, is_debug, log, outline
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
 from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
-from notifyworker.store import Row, Served, Store
+from notifyworker.store import QUEUE_LIMIT, Row, Served, Store
 from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
@@ -56,6 +57,7 @@ class Conductor:
         self._handlers = handlers
         self._max_result_bytes = settings.max_result_bytes
         self._stopping = False
+        self._queue_usage = 0.0
         self._sink: Callable[[dict[str, object]], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
@@ -84,7 +86,7 @@ class Conductor:
         self.claims = Claims(
             settings, self.store, (self._links["claim"], self._side_link), served, self.lease_owner,
             wake=wake, metrics=self.metrics, desk=self, free=self._free, on_claimed=self._claimed,
-            on_answer=self.turns.claimed, on_orphan=self._orphan,
+            on_answer=self.turns.claimed, leases=self._leases, on_orphan=self._orphan,
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, self._execute, worker=self.lease_owner,
@@ -99,7 +101,7 @@ class Conductor:
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
-            on_settled=self._settled, on_ended=self._ended, on_lost=self._lost_in_transaction,
+            on_settled=self._settled_in_transaction, on_ended=self._ended, on_lost=self._lost_in_transaction,
         )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
@@ -111,6 +113,7 @@ class Conductor:
         self.listener.on_ready = self.turns.heard
         self.listener.on_burst = self.leader.burst
         self.listener.burst_per_s = settings.wake_coalesce_per_s
+        self.listener.on_queue_usage = self.leader.on_queue_usage = self._queue_seen
         self.leader.on_absent = self.reaper.saw
         self.vacuum = Vacuum(self.store, self._links["vacuum"], self.metrics)
         self.leader.on_dead_rows = self.vacuum.saw
@@ -225,7 +228,7 @@ class Conductor:
         if task.cancelled() or self._stopping:
             return
         error = task.exception() or StartError(f"{task.get_name()} ended by itself")
-        log.critical("loop_ended", loop=task.get_name(), error=repr(error))
+        log.critical("loop_ended", loop=task.get_name(), error=outline(error))
         if not self.failed.done():
             self.failed.set_exception(error)
 
@@ -254,17 +257,30 @@ class Conductor:
         self.keeper.handler_ended(run.run_id, run.lease_token)
         self.settler.put(released(run, self.lease_owner))
 
+    def _leases(self) -> set[tuple[UUID, int]]:
+        return self.keeper.leases()
+
     def _orphan(self, row: Row) -> None:
         """A run of a claim whose answer was lost: ours by the database's word, and nobody executes it."""
         run = Run(row["run_id"], row["lease_token"], row["kind"], attempt=row["attempt"])
-        if self.keeper.holds(run.run_id, run.lease_token):
-            return
         entry = error_entry(run, Code.INTERRUPTED, "the answer to its claim was lost", None, self.lease_owner)
         self.settler.put(Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False))
         log.warning("orphan_given_back", run_id=str(run.run_id))
 
     def _execute(self, attempt: Attempt) -> Coroutine[Any, Any, Outcome | None]:
-        return execute(attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes)
+        return execute(
+            attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes, on_pause=self._pause
+        )
+
+    async def _pause(self, kind: str, pause: PauseKind) -> None:
+        """Before the slot is free: or this kind would be claimed for it at once."""
+        until = pause.until if isinstance(pause.until, datetime) else None
+        seconds = None if isinstance(pause.until, datetime) else pause.until
+        try:
+            await self.store.pause(self._side_link, kind, until=until, seconds=seconds, reason=str(pause))
+            log.warning("kind_paused", kind=kind, until=str(pause.until), reason=str(pause))
+        except DatabaseError as error:  # such as a time that is over already: then there is nothing to wait for
+            log.warning("kind_not_paused", kind=kind, error=brief(error))
 
     def _begun(self, attempt: Attempt) -> None:
         self._publish(attempt.run.run_id, attempt.run.kind, "running")
@@ -327,6 +343,9 @@ class Conductor:
                 # After a lapse nobody may have taken it yet: then the release is accepted, else it is refused.
                 self.slots.end(attempt, "stopping" if why == "lapse" else "lost")
 
+    def _settled_in_transaction(self, outcome: Outcome) -> None:
+        self._settled([outcome])
+
     def _lost_in_transaction(self, attempt: Attempt) -> None:
         attempt.is_committing = False
         self._lost({attempt.run.run_id: attempt.run.lease_token}, "transaction")
@@ -382,6 +401,15 @@ class Conductor:
         if mode != "follower" and not self._stopping:
             self._in_background(self._note_mode(mode))
 
+    def _queue_seen(self, usage: float) -> None:
+        was, self._queue_usage = self._queue_usage, usage
+        self.metrics.queue_usage.set(usage)
+        if was < QUEUE_LIMIT <= usage:
+            hint = "end the session that has listened and left a transaction open; inserts wake nobody until then"
+            log.warning("notification_queue_fills", ratio=round(usage, 2), hint=hint)
+        elif usage < QUEUE_LIMIT <= was:
+            log.info("notification_queue_has_room", ratio=round(usage, 2))
+
     def _hand_on(self, message: str) -> None:
         self._in_background(self._notify(message))
 
@@ -420,6 +448,15 @@ class Conductor:
         """Whether it claims: not while starting, stopping, or without a database."""
         return self.claims.is_claiming
 
+    def restrictions(self) -> list[str]:
+        """What this worker does its job without."""
+        if not self.listener.is_deaf:
+            return []
+        found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
+        return [
+            f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
+        ]
+
     def health(self) -> list[str]:
         """Reasons why this worker does not do its job; empty if it does. From memory."""
         now = asyncio.get_running_loop().time()
@@ -437,12 +474,17 @@ class Conductor:
             reasons.append(f"the event loop stood still for {stall[0]:.0f} s: a handler blocks it")
         if not self.listener.is_hearing and not self.listener.is_deaf and now - self.listener.silent_since > CONNECT_S:
             reasons.append(
-                f"no notification can be heard for {now - self.listener.silent_since:.0f} s: runs are found by polling"
+                f"no notification can be heard for {now - self.listener.silent_since:.0f} s, and runs are found by polling: "
+                f"{self.listener.error}"
             )
-        if self.leader.queue_usage >= 0.5:  # noqa: PLR2004 - as in the trigger
-            reasons.append(f"the notification queue is {self.leader.queue_usage:.0%} full: inserts do not wake workers")
+        if self._queue_usage >= QUEUE_LIMIT:
+            reasons.append(
+                f"the server's notification queue is {self._queue_usage:.0%} full, so that inserts wake nobody and runs are "
+                "found by polling: a session has listened and left a transaction open"
+            )
         if self.reaper.stands_in and self.leader.may_lead:
             reasons.append("the leader's lock is held by somebody who does not reap: this worker stands in")
-        if self.settler.failing_since is not None:
-            reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - self.settler.failing_since:.0f} s")
+        if self.settler.error is not None:
+            since, why = self.settler.error
+            reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - since:.0f} s: {why}")
         return reasons

@@ -304,13 +304,21 @@ class Cluster:
     A throw-away server that one test may hurt: `async with Cluster() as cluster`, which initialises and starts it.
 
     It listens on 127.0.0.1 at a port of its own, kept over restarts; anyone is `postgres`, the superuser, without a
-    password. `conf` is text for postgresql.conf; a cluster `standby_of` another streams from that. At the end of
+    password. `conf` is text for postgresql.conf; a cluster `standby_of` another streams from that; `programs` is
+    where another PostgreSQL than the embedded one has its own. At the end of
     the block its processes are gone, however they were left, also stopped by SIGSTOP.
     """
 
-    def __init__(self, *, major: int = DEFAULT_MAJOR, conf: str = "", standby_of: "Cluster | None" = None) -> None:
+    def __init__(
+        self,
+        *,
+        major: int = DEFAULT_MAJOR,
+        conf: str = "",
+        standby_of: "Cluster | None" = None,
+        programs: Path | None = None,
+    ) -> None:
         """Touch nothing yet."""
-        self.major = major
+        self._programs = programs or _programs(major)
         self.port = free_port()
         self.directory = Path()
         self._conf = conf
@@ -402,7 +410,7 @@ class Cluster:
     def _run(self, program: str, *arguments: str) -> None:
         """Run as the server's account. With -l pg_ctl does not hand our pipe on to the server, which would hang us."""
         done = subprocess.run(
-            [str(_programs(self.major) / program), *arguments],
+            [str(self._programs / program), *arguments],
             env={name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             check=False, cwd="/", timeout=120, start_new_session=True, **server_account(),

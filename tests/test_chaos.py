@@ -29,6 +29,9 @@ def test_the_short_form_loses_nothing_and_does_nothing_twice(tmp_path):
     try:
         code = harness.wait(450)
     finally:
+        harness.terminate()  # it takes its servers down with it
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            harness.wait(20)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(harness.pid, signal.SIGKILL)
 
@@ -46,7 +49,7 @@ ENTRIES = [
 ]
 LEASES = [Lease("r", 1, "host:7:aa", 1, 3), Lease("r", 2, "host:8:bb", 2, 3)]
 SETTLES = [Settle("r", 2, "host:8:bb", "good", "completed", None, 2, 2, 8)]
-GOOD = Witness(["r"], LEASES, SETTLES, set())
+GOOD = Witness(["r"], LEASES, SETTLES, [("r", 2)], set())
 
 
 def judged(entries: list[Entry] = ENTRIES, **differences: object) -> Verdict:
@@ -66,9 +69,11 @@ LOST = {
     "acknowledged and not there": judged(inserted=[]),
     "never settled": judged(settles=[]),
     "never settled and live": judged(settles=[], live={"r"}),
+    "an effect beside its settle is missing": judged(settles=[replace(SETTLES[0], kind="exact")], effects=[]),
     "unheard of, there and never settled": judged(changed("ok", 1, lambda _e: None), settles=[]),
 }
 DOUBLE = {
+    "an effect beside its settle twice": judged(effects=[("r", 2), ("r", 2)]),
     "settled twice": judged(settles=[*SETTLES, *SETTLES]),
     "one token given twice": judged(leases=[*LEASES, replace(LEASES[1], owner="host:9:cc")]),
     "started twice under a lease": judged([*ENTRIES, replace(ENTRIES[4], at=4.5)]),
@@ -76,6 +81,8 @@ DOUBLE = {
     "two at a time, and one never ended": judged(changed("exit", 7, lambda _e: None)),
 }
 WRONG = {
+    "an effect under another lease than its settle": judged(effects=[("r", 1)]),
+    "an effect of a run that was not settled": judged(effects=[("r", 2), ("s", 1)]),
     "rolled back and there": judged([*ENTRIES, Entry("rolled back", 1.2, 1, {"runs": ["r"]})]),
     "nobody inserted it": judged(changed("try", 1, lambda _e: None)),
     "settled and live": judged(live={"r"}),
@@ -109,7 +116,7 @@ def test_what_is_wrong_is_seen(case):
 def test_a_commit_without_an_answer_is_looked_for_afterwards():
     unheard = changed("ok", 1, lambda e: replace(e, what="unknown"))
     assert (judged(unheard).runs, judged(unheard).recovered) == (1, 1)
-    nothing_there = judge([e for e in unheard if e.pid == 1], Witness([], [], [], set()))
+    nothing_there = judge([e for e in unheard if e.pid == 1], Witness([], [], [], [], set()))
     assert (nothing_there.runs, nothing_there.lost) == (0, [])
 
 

@@ -167,6 +167,8 @@ async def test_help_names_commands_and_exit_codes() -> None:
         "status",
         "doctor",
         "healthcheck",
+        "pause",
+        "resume",
         "config",
         "prune",
         "bench",

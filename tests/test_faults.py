@@ -17,6 +17,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from servers import Cluster, eventually
+from structlog.testing import capture_logs
 from test_life import insert, is_empty, run_of, settled, state
 
 from notifyworker import Run, Worker
@@ -352,3 +353,31 @@ async def test_an_exclusive_lock_on_the_table_is_waited_out(dsn, make_worker, co
         assert (await settled(connection, run_id))["state"] == "completed"
         await eventually(lambda: worker._conductor.health() == [], 10)
     await stranger.close()
+
+
+async def test_after_a_claim_without_an_answer_only_what_nobody_knows_of_is_given_back(make_worker, connection):
+    worker = make_worker(concurrency=20)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> int:
+        return run.attempt
+
+    async with worker:
+        conductor = worker._conductor
+        await settled(connection, await insert(connection, "a"))
+        conductor.claims._doubt_until = float("inf")  # as after an answer that did not come
+        with capture_logs() as logs:
+            await connection.execute("INSERT INTO notifyworker.runs (kind) SELECT 'a' FROM generate_series(1, 3000)")
+            await eventually(lambda: is_empty(connection), 30)
+        assert not [entry for entry in logs if entry["event"] in {"orphan_given_back", "outcome_refused"}]
+
+        orphan = await insert(connection, "a", run_at=await connection.fetchval("SELECT now() + interval '1 hour'"))
+        await connection.execute(
+            "UPDATE notifyworker.runs SET state = 'running', attempt = 1, max_attempts = 3, lease_token = 1, lease_owner = $1, run_at = now(),"
+            " started_at = now(), lease_expires_at = now() + interval '1 min' WHERE run_id = $2",
+            conductor.lease_owner, orphan,
+        )  # fmt: skip
+        await settled(connection, await insert(connection, "a"))
+        run = await settled(connection, orphan)
+
+    assert (run["state"], run["attempt"], run["lease_token"]) == ("completed", 1, 2)

@@ -55,6 +55,9 @@ class Watched:
     def health(self) -> list[str]:
         return self.reasons
 
+    def restrictions(self) -> list[str]:
+        return []
+
     def is_ready(self) -> bool:
         return self.ready
 
@@ -735,6 +738,9 @@ async def test_a_fault_of_ours_shows_nothing(ask: Caller, monkeypatch: pytest.Mo
 async def test_connections_are_counted(ask: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
     held = [await asyncio.open_connection("127.0.0.1", ask.port) for _ in range(2)]
+    for _, each in held:  # those that wait for nothing are cut in place of the newest
+        each.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await asyncio.gather(*(each.readuntil(b"retry: 2000\n\n") for each, _ in held))
     server = ask.sidecar._runner.server  # type: ignore[union-attr]
     await eventually(lambda: len(server.connections) == 2)
 
@@ -857,7 +863,7 @@ async def test_the_worker_is_only_what_the_protocol_says(dsn: str) -> None:
     settings = Settings.load(keywords={"dsn": dsn, "port": 0})
     worker = SimpleNamespace(
         settings=settings, store=Store("notifyworker"), metrics=Metrics(), lease_owner="w", dsn=dsn, reaper_interval_s=1.0,
-        health=list, is_ready=lambda: True, publish_to=lambda _sink: None,
+        health=list, restrictions=list, is_ready=lambda: True, publish_to=lambda _sink: None,
     )  # fmt: skip
     sidecar = Sidecar(worker)  # type: ignore[arg-type]
     await sidecar.start()

@@ -60,6 +60,9 @@ async def session(request: pytest.FixtureRequest, any_dsn: str, owner: asyncpg.C
         conn = await asyncpg.connect(any_dsn, statement_cache_size=0)
     else:
         conn = await connect(any_dsn, schema="notifyworker", purpose="test")
+    if request.param == "separated projects" and conn.get_server_version()[0] < 15:
+        await conn.close()
+        pytest.skip("projects can be separated from PostgreSQL 15 on")
     if request.param == "separated projects":
         await owner.execute("SELECT notifyworker.separate_projects()")
         await conn.execute("SET ROLE notifyworker_worker")

@@ -152,7 +152,9 @@ async def test_a_worker_goes_on_by_polling_and_says_so_once(pooled, connection, 
             listeners = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'notifyworker%'"
             assert await connection.fetchval(listeners) <= SERVER_CONNECTIONS
             async with session.get(f"{worker.url}/healthz") as answer:
-                assert (answer.status, (await answer.json())["reasons"]) == (200, [])
+                told = await answer.json()
+                assert (answer.status, told["status"]) == (200, "ok")
+                assert "by polling, each 0.2 s; listen_dsn" in told["reasons"][0]
             async with session.get(f"{worker.url}/metrics") as answer:
                 assert "notifyworker_listening 0.0" in await answer.text()
             async with session.get(f"{worker.url}/workers") as answer:
@@ -301,6 +303,26 @@ async def test_the_commands_work_through_the_pooler(tmp_path, empty_dsn):
         await conn.close()
         assert await left_behind(pooled) == []
         assert "removed" in (await call("migrate", "--remove", "--yes", env=env)).out
+
+
+async def test_server_connections_that_producers_keep_are_waited_for_and_told(dsn, connection):
+    """Transactions left open hold all that the pooler has: it refuses the worker after a while, and closes its connections."""
+    async with pooler(dsn, query_wait_timeout=1) as pooled, echoing(pooled) as worker:
+        assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
+        producers = [await asyncpg.connect(pooled, statement_cache_size=0) for _ in range(SERVER_CONNECTIONS)]
+        open_transactions = [producer.transaction() for producer in producers]
+        for producer, transaction in zip(producers, open_transactions, strict=True):
+            await transaction.start()
+            await producer.execute("SELECT 1")
+        run_id = await insert(connection, "a")
+        await eventually(lambda: any("no run could be claimed" in reason for reason in worker._conductor.health()))
+        assert "query_wait_timeout" in worker._conductor.health()[0]
+        for transaction in open_transactions:
+            await transaction.rollback()
+        assert (await settled(connection, run_id))["attempt"] == 1
+        await eventually(lambda: worker._conductor.health() == [])
+        for producer in producers:
+            producer.terminate()
 
 
 async def test_a_pooler_that_is_gone_for_a_while_costs_no_run(dsn, connection):

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -16,11 +17,13 @@ from test_roles import REFUSED, login
 from notifyworker import Client, Run, Worker
 from notifyworker.database import connect
 from notifyworker.errors import DatabaseUnavailable, RunNotFound
-from notifyworker.migrate import check
+from notifyworker.migrate import check, migrations, render
 from notifyworker.store import Store
 
 ROLES = ("producer", "operator", "observer")
 HIDDEN = "hidden-of-b"
+STATEMENTS = ("claim", "lanes", "ready_since", "heartbeat", "held", "progress", "lock", "lock_waiting", "settle", "settled",
+              "give_back", "reap", "expire", "orphans", "keys_forget", "absent_holders")  # fmt: skip
 
 
 @dataclass
@@ -45,6 +48,9 @@ async def insert(db: asyncpg.Connection, project: str, text: str, **columns: Any
 @contextlib.asynccontextmanager
 async def house_of(dsn: str, *, separated: bool = True) -> AsyncIterator[House]:
     owner = await asyncpg.connect(dsn)
+    if owner.get_server_version()[0] < 15:
+        await owner.close()
+        pytest.skip("projects can be separated from PostgreSQL 15 on")
     live, settled = {}, {}
     for project, text in (("a", "own"), ("b", HIDDEN)):
         live[project] = await insert(owner, project, text, idempotency_key=f"key-{text}")
@@ -59,7 +65,14 @@ async def house_of(dsn: str, *, separated: bool = True) -> AsyncIterator[House]:
 
 
 @pytest.fixture
-async def house(any_dsn: str) -> AsyncIterator[House]:
+async def house(dsn: str) -> AsyncIterator[House]:
+    async with house_of(dsn) as house:
+        yield house
+
+
+@pytest.fixture
+async def any_house(any_dsn: str) -> AsyncIterator[House]:
+    """On each of the two versions, for what the rest stands on."""
     async with house_of(any_dsn) as house:
         yield house
 
@@ -79,13 +92,13 @@ async def test_nothing_is_separated_until_the_owner_says_so(any_dsn):
             await house.a.execute("SELECT notifyworker.separate_projects(false)")
 
 
-async def test_a_bound_role_reads_its_own_project_alone(house):
-    for relation in ("runs", "run_history", "all_runs"):
-        assert await projects(house.a, relation) == {"a"}, relation
-        assert await projects(house.owner, relation) == {"a", "b"}
-    await house.owner.execute("""INSERT INTO notifyworker.reaps (run_id, kind, project_id, attempt, taken_from, taken_by, reason, became)
+async def test_a_bound_role_reads_its_own_project_alone(any_house):
+    for relation in ("runs", "run_history", "all_runs", "idempotency_keys"):
+        assert await projects(any_house.a, relation) == {"a"}, relation
+        assert await projects(any_house.owner, relation) == {"a", "b"}
+    await any_house.owner.execute("""INSERT INTO notifyworker.reaps (run_id, kind, project_id, attempt, taken_from, taken_by, reason, became)
         SELECT run_id, kind, project_id, 1, 'x', 'y', 'presumed_dead', 'pending' FROM notifyworker.runs""")
-    assert await projects(house.a, "reaps") == {"a"}
+    assert await projects(any_house.a, "reaps") == {"a"}
 
 
 async def test_a_bound_role_inserts_for_its_own_project_alone(house):
@@ -104,18 +117,18 @@ async def test_a_bound_role_inserts_for_its_own_project_alone(house):
     assert await house.owner.fetchval("SELECT count(*) FROM notifyworker.runs") == 4
 
 
-async def test_runs_of_another_project_are_not_there_for_it(house):
+async def test_runs_of_another_project_are_not_there_for_it(any_house):
     for function in ("cancel", "retry", "forget"):
-        for run_id in (house.live["b"], house.settled["b"]):
+        for run_id in (any_house.live["b"], any_house.settled["b"]):
             with pytest.raises(asyncpg.NoDataFoundError, match=f"no run has the id {run_id}"):
-                await house.a.execute(f"SELECT notifyworker.{function}($1)", run_id)
-    assert await house.owner.fetchval("SELECT count(*) FROM notifyworker.all_runs WHERE project_id = 'b'") == 2
+                await any_house.a.execute(f"SELECT notifyworker.{function}($1)", run_id)
+    assert await any_house.owner.fetchval("SELECT count(*) FROM notifyworker.all_runs WHERE project_id = 'b'") == 2
 
     with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
-        await house.a.execute("SELECT notifyworker.cancel($1)", house.settled["a"])
-    assert await house.a.fetchval("SELECT notifyworker.cancel($1)", house.live["a"]) == "cancelled"
-    assert await house.a.fetchval("SELECT notifyworker.retry($1)", house.settled["a"]) == house.settled["a"]
-    await house.a.execute("SELECT notifyworker.forget($1)", house.live["a"])
+        await any_house.a.execute("SELECT notifyworker.cancel($1)", any_house.settled["a"])
+    assert await any_house.a.fetchval("SELECT notifyworker.cancel($1)", any_house.live["a"]) == "cancelled"
+    assert await any_house.a.fetchval("SELECT notifyworker.retry($1)", any_house.settled["a"]) == any_house.settled["a"]
+    await any_house.a.execute("SELECT notifyworker.forget($1)", any_house.live["a"])
 
 
 async def test_a_role_that_is_bound_to_nothing_sees_nothing_and_one_bound_to_all_sees_all(house):
@@ -190,48 +203,76 @@ async def test_it_is_switched_off_again(house):
     assert rows == []
 
 
+async def test_where_a_view_reads_with_its_owners_rights_nothing_is_half_separated(dsn, connection):
+    """PostgreSQL 14, played by a function that takes every server for one."""
+    (text,) = [m.text for m in migrations() if m.name == "projects"]
+    (function,) = re.findall(r"CREATE FUNCTION \{schema\}\.separate_projects.*?^END \$\$;", text, re.MULTILINE | re.DOTALL)
+    old = render(function, "notifyworker").replace("150000", "990000").replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")
+    await connection.execute(old)
+
+    with pytest.raises(asyncpg.FeatureNotSupportedError, match="from PostgreSQL 15 on"):
+        await connection.execute("SELECT notifyworker.separate_projects()")
+
+    assert not await connection.fetchval("SELECT relrowsecurity FROM pg_class WHERE oid = 'notifyworker.runs'::regclass")
+    await connection.execute("SELECT notifyworker.separate_projects(false)")
+
+
+async def test_the_switch_gives_up_soon_behind_a_reader_and_leaves_nothing_half_done(dsn):
+    """Claims would queue up behind it."""
+    async with house_of(dsn, separated=False) as house:
+        async with house.owner.transaction():
+            await house.owner.execute("SELECT FROM notifyworker.run_history")
+            other = await asyncpg.connect(dsn)
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await other.execute("SELECT notifyworker.separate_projects()", timeout=10)
+            await other.close()
+        assert await projects(house.a) == {"a", "b"}
+        policies = "SELECT count(*) FROM pg_policies WHERE schemaname = 'notifyworker' AND tablename <> 'project_roles'"
+        assert await house.owner.fetchval(policies) == 0
+
+
 # Escapes
 
 LEAK = """CREATE FUNCTION pg_temp.leak(what text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE COST 0.0000001 AS
           $$ BEGIN RAISE NOTICE 'leaked %', what; RETURN true; END $$"""
 
 
-async def test_no_function_sees_a_row_before_the_policy(house):
+async def test_no_function_sees_a_row_before_the_policy(any_house):
     """A planner may call a cheap function before a dear filter: the policy has to come first all the same."""
     told: list[str] = []
-    house.a.add_log_listener(lambda _, message: told.append(message.message))
-    await house.a.execute(LEAK)
+    any_house.a.add_log_listener(lambda _, message: told.append(message.message))
+    await any_house.a.execute(LEAK)
     for relation in ("runs", "run_history", "all_runs"):
         for query in (
             f"SELECT project_id FROM notifyworker.{relation} WHERE pg_temp.leak(payload::text)",
             f"EXPLAIN ANALYZE SELECT project_id FROM notifyworker.{relation} WHERE pg_temp.leak(payload::text)",
             f"SELECT count(*) FILTER (WHERE pg_temp.leak(payload::text)) FROM notifyworker.{relation}",
         ):
-            await house.a.execute(query)
+            await any_house.a.execute(query)
         # An error of a cast tells its operand.
         with pytest.raises(asyncpg.InvalidTextRepresentationError) as error:
-            await house.a.execute(f"SELECT FROM notifyworker.{relation} WHERE (payload #>> '{{}}')::int = 1")
+            await any_house.a.execute(f"SELECT FROM notifyworker.{relation} WHERE (payload #>> '{{}}')::int = 1")
         assert HIDDEN not in str(error.value)
     assert any("own" in text for text in told)
     assert [text for text in told if HIDDEN in text] == []
 
 
-async def test_partitions_show_nothing_past_their_parent(house):
+async def test_partitions_show_nothing_past_their_parent(any_house):
     """Even to a role that was granted all tables, and a partition that is made later as well."""
-    await house.owner.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA notifyworker TO {house.name}")
-    last = await house.owner.fetchval("SELECT max(relname) FROM pg_class WHERE relname ~ '^run_history_[0-9]{8}$'")
-    await house.owner.execute(f"DROP TABLE notifyworker.{last}; SELECT notifyworker.make_partitions()")
-    partitions = await house.owner.fetch("""SELECT relid::regclass::text AS name FROM pg_partition_tree('notifyworker.run_history')
+    await any_house.owner.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA notifyworker TO {any_house.name}")
+    last = await any_house.owner.fetchval("SELECT max(relname) FROM pg_class WHERE relname ~ '^run_history_[0-9]{8}$'")
+    await any_house.owner.execute(f"DROP TABLE notifyworker.{last}; SELECT notifyworker.make_partitions()")
+    partitions = await any_house.owner.fetch("""SELECT relid::regclass::text AS name FROM pg_partition_tree('notifyworker.run_history')
                                              WHERE isleaf""")
     assert f"notifyworker.{last}" in {row["name"] for row in partitions}
-    await house.owner.execute(f"""INSERT INTO notifyworker.{last} SELECT (h).* FROM (SELECT jsonb_populate_record(h, jsonb_build_object(
+    await any_house.owner.execute(f"""INSERT INTO notifyworker.{last} SELECT (h).* FROM (SELECT jsonb_populate_record(h, jsonb_build_object(
         'finished_at', right('{last}', 8)::date::timestamp AT TIME ZONE 'UTC')) AS h FROM notifyworker.run_history AS h) AS x""")
-    await house.owner.execute(f"GRANT SELECT ON notifyworker.{last} TO {house.name}")
+    await any_house.owner.execute(f"GRANT SELECT ON notifyworker.{last} TO {any_house.name}")
 
     for row in partitions:
-        assert await house.a.fetchval(f"SELECT count(*) FROM {row['name']}") == 0, row["name"]
-    assert await house.owner.fetchval(f"SELECT count(*) FROM notifyworker.{last}") == 2
-    assert await projects(house.a, "run_history") == {"a"}
+        assert await any_house.a.fetchval(f"SELECT count(*) FROM {row['name']}") == 0, row["name"]
+    assert await any_house.owner.fetchval(f"SELECT count(*) FROM notifyworker.{last}") == 2
+    assert await projects(any_house.a, "run_history") == {"a"}
 
 
 async def test_views_copies_and_switches_show_no_more(house):
@@ -268,6 +309,10 @@ async def test_conflicts_and_errors_tell_nothing_of_other_projects(house):
     # A key is one within its project: that of b disturbs nobody in a.
     mine = await house.a.fetchval(f"SELECT notifyworker.enqueue('k', project_id => 'a', idempotency_key => 'key-{HIDDEN}')")
     assert mine != house.live["b"]
+    holder = "SELECT notifyworker.key_holder($1, 'k', $2)"
+    assert await house.a.fetchval(holder, "a", "key-own") == house.live["a"]
+    assert await house.a.fetchval(holder, "b", f"key-{HIDDEN}") is None
+    assert await house.owner.fetchval(holder, "b", f"key-{HIDDEN}") == house.live["b"]
     bad = [
         ("INSERT INTO notifyworker.runs (run_id, kind, project_id) VALUES ($1, 'k', 'a')", asyncpg.UniqueViolationError),
         ("INSERT INTO notifyworker.runs (run_id, kind, project_id) VALUES ($1, 'k', 'a') ON CONFLICT (run_id) DO UPDATE SET priority = 1",
@@ -348,7 +393,7 @@ async def test_policies_change_no_plan_of_a_worker(any_dsn):
     async with house_of(any_dsn, separated=False) as house, login(any_dsn, "notifyworker_worker") as (name, _):
         worker = await connect(as_role(any_dsn, name, name), schema="notifyworker", purpose="test")
         plans = []
-        for statement in ("claim", "lanes", "ready_since", "heartbeat", "settle", "give_back", "reap", "expire"):
+        for statement in STATEMENTS:
             text = Store("notifyworker")._sql[statement]
             nulls = ", ".join(["NULL"] * max(map(int, re.findall(r"\$(\d+)", text))))
             await worker.execute(f"PREPARE {statement} AS {text}")
@@ -359,3 +404,19 @@ async def test_policies_change_no_plan_of_a_worker(any_dsn):
         await worker.close()
         assert after == before
         assert "InitPlan" in str(await house.a.fetch("EXPLAIN SELECT payload FROM notifyworker.runs"))
+
+
+async def test_the_example_of_the_documentation(any_dsn):
+    """SECURITY.md"""
+    text = (Path(__file__).parents[1] / "SECURITY.md").read_text()
+    (example,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    async with house_of(any_dsn, separated=False) as house, login(any_dsn, "notifyworker_observer") as (name, session):
+        await house.owner.execute(f"CREATE ROLE shop_app; CREATE ROLE support; GRANT shop_app TO {name}")
+        try:
+            await house.owner.execute(example)
+            await insert(house.owner, "shop", "wares")
+            assert await projects(session) == {"shop"}
+            await house.owner.execute(f"REVOKE shop_app FROM {name}; GRANT support TO {name}")
+            assert await projects(session) == {"a", "b", "shop"}
+        finally:
+            await house.owner.execute("DROP ROLE shop_app; DROP ROLE support")

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -144,6 +145,66 @@ async def test_what_commits_late_is_found_though_nobody_looks_from_the_beginning
         assert (await settled(connection, first, 3))["state"] == "completed"
     await late.close()
     await later.close()
+
+
+CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()"
+
+
+async def keep_inserting(conn: asyncpg.Connection, seconds: float) -> None:
+    began = await conn.fetchval("SELECT now()")
+    while await conn.fetchval("SELECT now() - $1 < $2 * interval '1 s'", began, seconds):
+        await conn.execute(INSERT)
+
+
+async def test_a_silent_transaction_that_outlives_its_leader_is_found_when_it_commits(dsn, make_worker, connection, monkeypatch):
+    worker = make_worker(wake_coalesce_per_s=20, concurrency=50)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    producer = await asyncpg.connect(dsn)
+    async with worker:
+        leader = worker._conductor.leader
+        await looks_no_more(worker, monkeypatch, connection)
+        while leader.mode != "coalesced":
+            await connection.execute(INSERT)
+        async with producer.transaction():
+            run_id = await insert(producer, "a")
+            await keep_inserting(connection, 2.5)
+            await connection.fetch(CUT, "notifyworker gate")
+            await eventually(lambda: leader.mode == "follower")
+            await eventually(lambda: leader.is_leading)  # who knows nothing of how long that one has been open
+            await keep_inserting(connection, 1.5)
+        assert (await settled(connection, run_id, 3))["state"] == "completed"
+    await producer.close()
+
+
+async def test_what_commits_late_while_nobody_listens_is_found_when_somebody_does(dsn, make_worker, connection, monkeypatch):
+    worker = make_worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    producer = await asyncpg.connect(dsn)
+    async with worker:
+        listener = worker._conductor.listener
+        await eventually(lambda: worker._conductor.leader.mode == "armed" and listener.is_hearing)
+        await looks_no_more(worker, monkeypatch, connection)
+        old = producer.transaction()
+        await old.start()
+        run_id = await insert(producer, "a")
+        await keep_inserting(connection, 2.5)
+        name = urlsplit(dsn).path.lstrip("/")
+        admin = await asyncpg.connect(urlunsplit(urlsplit(dsn)._replace(path="/postgres")))
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        await connection.fetch(CUT, "notifyworker listener")
+        await eventually(lambda: not listener.is_hearing)
+        await old.commit()
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await admin.close()
+        await eventually(lambda: listener.is_hearing)
+        assert (await settled(connection, run_id, 3))["state"] == "completed"
+    await producer.close()
 
 
 async def test_what_is_given_back_to_an_old_place_is_found_at_once(make_worker, connection, monkeypatch):

@@ -4,6 +4,7 @@ The command `notifyworker`: the only place that turns errors into exit codes.
 What a command needs is imported when it runs, so that `--version` and `--help` are quick.
 """
 
+import itertools
 import os
 import re
 import sys
@@ -14,12 +15,16 @@ from notifyworker.errors import InvalidRun, NotifyWorkerError, SettingsError, St
 
 DONE, FAILED, WRONG_USE, NOT_STARTED = 0, 1, 2, 3
 
-_SECRETS = re.compile(r"(://[^:/@\s]*:)\S*@|(password=)[^\s&]+", re.IGNORECASE)
+_SECRETS = re.compile(r"(://[^:/@\s]*:)(?P<url>\S*)@|(password=)(?P<word>[^\s&]+)", re.IGNORECASE)
 
 
 def main(tokens: Sequence[str] | None = None) -> NoReturn:
     """Do what the command line says and exit."""
     tokens = sys.argv[1:] if tokens is None else tokens
+    if secrets := _secrets_of(tokens):
+        from notifyworker.cli.title import conceal
+
+        conceal(secrets)
     try:
         code = _executed(tokens)
         sys.stdout.flush()
@@ -30,7 +35,18 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
         code = FAILED
     except KeyboardInterrupt:
         code = 130
+    except Exception as error:  # noqa: BLE001 - a fault of ours
+        code = _crashed(error)
     sys.exit(code)
+
+
+def _crashed(error: Exception) -> int:
+    """Tell where, and not what: the text of an error that nobody expected may quote a password or a payload."""
+    from notifyworker.observe import outline
+
+    print(outline(error), file=sys.stderr, end="")
+    _tell("this is a fault of notifyworker; please report the lines above")
+    return FAILED
 
 
 def told(error: NotifyWorkerError) -> int:
@@ -43,7 +59,7 @@ def told(error: NotifyWorkerError) -> int:
 
 def masked(text: str) -> str:
     """Hide passwords: nothing of ours prints one, but a mistyped command line may be quoted back."""
-    return _SECRETS.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
+    return _SECRETS.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[3]}***", text)
 
 
 def version() -> str:
@@ -51,6 +67,14 @@ def version() -> str:
     from importlib import metadata
 
     return metadata.version("notifyworker")
+
+
+def _secrets_of(tokens: Sequence[str]) -> list[str]:
+    """List what of a command line nobody else may read: passwords in DSNs, and the token."""
+    secrets = [found["url"] or found["word"] for token in tokens for found in _SECRETS.finditer(token)]
+    secrets += [token.partition("=")[2] for token in tokens if token.startswith("--token=")]
+    secrets += [after for token, after in itertools.pairwise(tokens) if token == "--token"]  # noqa: S105 - an option's name
+    return [secret for secret in secrets if secret]
 
 
 def _executed(tokens: Sequence[str]) -> int:

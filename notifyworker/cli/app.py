@@ -9,6 +9,7 @@ from notifyworker.cli import version
 from notifyworker.cli.bench import bench
 from notifyworker.cli.demo import demo
 from notifyworker.cli.doctor import doctor, healthcheck
+from notifyworker.cli.pauses import pause, pauses, resume
 from notifyworker.cli.runs import cancel, enqueue, retry, runs_list, show
 from notifyworker.cli.schema import config_set, migrate, prune, schema
 from notifyworker.cli.status import status
@@ -38,6 +39,7 @@ def make_app() -> App:
     _add(config, set=config_set)
     _add(app, demo=demo, dev=dev, worker=worker, migrate=migrate, schema=schema)
     _add(app, enqueue=enqueue, runs=runs, status=status, doctor=doctor, healthcheck=healthcheck)
+    _add(app, pause=pause, resume=resume, pauses=pauses)
     _add(app, config=config, prune=prune, bench=bench)
     return app
 

@@ -15,9 +15,9 @@ from notifyworker.cli import output
 from notifyworker.cli.demo_fleet import Fleet, Member, fetch_json
 from notifyworker.cli.demo_plan import SALES, Planned, faults, killed, others
 from notifyworker.cli.demo_view import Board
-from notifyworker.client import as_dict
 from notifyworker.database import Connection, DatabaseError, brief
 from notifyworker.errors import NotifyWorkerError
+from notifyworker.given import as_dict
 from notifyworker.run import TERMINAL
 
 _DEADLINE_S = 120.0

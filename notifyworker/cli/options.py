@@ -8,6 +8,7 @@ pydantic would make `--help` slow; a test sees to it that both have the same nam
 import dataclasses
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Group, Parameter
@@ -91,6 +92,8 @@ class WorkerOptions(DatabaseOptions):
     host: Annotated[str | None, Parameter(help="Where the sidecar listens [default: 127.0.0.1].")] = None
     port: Annotated[int | None, Parameter(help="Its port; 0 for a free one [default: 8080].", **_LEADING)] = None
     token: Annotated[str | None, Parameter(help="What its clients must show. Better given as NOTIFYWORKER_TOKEN.")] = None
+    tls_cert: Annotated[Path | None, Parameter(help="Its certificate with the chain, a PEM file [default: no TLS].")] = None
+    tls_key: Annotated[Path | None, Parameter(help="The certificate's key, a PEM file without a password.")] = None
     log_format: Annotated[
         Literal["auto", "console", "json"] | None, Parameter(help="Auto: JSON unless on a terminal [default: auto].")
     ] = None

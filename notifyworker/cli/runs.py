@@ -56,7 +56,7 @@ async def enqueue(
     database: DatabaseOptions = NO_DATABASE_OPTIONS,
 ) -> None:
     """Insert one run and print its id."""
-    from notifyworker.client import new_run
+    from notifyworker.given import new_run
 
     new = new_run(
         kind,
@@ -89,7 +89,7 @@ async def runs_list(
 ) -> None:
     """List runs, newest first."""
     from notifyworker.cli.database import opened
-    from notifyworker.client import as_dict
+    from notifyworker.given import as_dict
 
     if not 1 <= limit <= 500:  # noqa: PLR2004 - as over HTTP
         raise InvalidRun(field="limit", message=f"must be between 1 and 500, not {limit}")
@@ -105,7 +105,7 @@ async def runs_list(
 async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
     """Show one run, with its errors and progress."""
     from notifyworker.cli.database import opened
-    from notifyworker.client import as_dict
+    from notifyworker.given import as_dict
 
     wanted = _uuid(run_id)
     async with opened(database) as db:
@@ -150,7 +150,7 @@ async def _insert(new: Any, database: DatabaseOptions) -> tuple[UUID, bool]:
     import asyncpg
 
     from notifyworker.cli.database import opened
-    from notifyworker.client import refused
+    from notifyworker.given import refused
 
     async with opened(database, check=False) as db:
         try:

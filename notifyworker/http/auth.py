@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from notifyworker.errors import SettingsError
+from notifyworker.http.guesses import Guesses
 from notifyworker.http.problem import Handler, Problem
 
 COOKIE = "notifyworker_session"
@@ -48,6 +49,7 @@ class Guard:
     def __init__(self, token: str | None, host: str) -> None:
         self._token = token.encode("utf-8", "surrogateescape") if token else None
         self._hosts = {"localhost", "127.0.0.1", "::1", host.strip("[]").lower()}
+        self._guesses = Guesses()
         # What a browser keeps is not the token, and is worth nothing after a restart.
         self._session = hmac.digest(secrets.token_bytes(32), self._token or b"", hashlib.sha256).hex()
 
@@ -55,31 +57,43 @@ class Guard:
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let a request pass, or raise Problem."""
         resource = request.match_info.route.resource
+        is_bearer = False
         if self._token is None:
             self._check_host(request)
-        elif (resource is None or resource.canonical not in OPEN) and not self._is_known(request):
-            raise _unknown()
-        if not self._is_bearer(request) and _is_cross_site(request):
+        elif resource is None or resource.canonical not in OPEN:
+            is_bearer = self._is_bearer(request)
+            if not is_bearer and not self._has_session(request):
+                raise _unknown()
+        if not is_bearer and _is_cross_site(request):
             raise Problem(403, "Forbidden", "another site's page sent this")
         return await handler(request)
 
-    def log_in(self, token: str, response: web.StreamResponse, *, secure: bool) -> None:
+    def log_in(self, request: web.Request, token: str, response: web.StreamResponse) -> None:
         """Put a session into the response to whoever has the token. Raises Problem."""
         if self._token is None:
             raise Problem(404, "Not Found", "this sidecar has no token, and wants none")
-        if not hmac.compare_digest(token.encode("utf-8", "surrogatepass"), self._token):
+        if not self._is_token(request, token.encode("utf-8", "surrogatepass")):
             raise _unknown()
-        response.set_cookie(COOKIE, self._session, httponly=True, samesite="Strict", secure=secure, path="/")
+        response.set_cookie(COOKIE, self._session, httponly=True, samesite="Strict", secure=request.secure, path="/")
 
-    def _is_known(self, request: web.Request) -> bool:
+    def _has_session(self, request: web.Request) -> bool:
+        """Not limited: nobody guesses 256 bits."""
         given = request.cookies.get(COOKIE, "").encode("utf-8", "surrogateescape")
-        return self._is_bearer(request) or hmac.compare_digest(given, self._session.encode())
+        return hmac.compare_digest(given, self._session.encode())
 
     def _is_bearer(self, request: web.Request) -> bool:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if self._token is None or scheme.lower() != "bearer":
+        return scheme.lower() == "bearer" and self._is_token(request, given.strip().encode("utf-8", "surrogateescape"))
+
+    def _is_token(self, request: web.Request, given: bytes) -> bool:
+        """Compare, in a time that tells nothing. Raises Problem where too many wrong ones came from this address."""
+        if self._token is None or not given:
             return False
-        return hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token)
+        self._guesses.check(request.remote, given)
+        if hmac.compare_digest(given, self._token):
+            return True
+        self._guesses.failed(request.remote, given)
+        return False
 
     def _check_host(self, request: web.Request) -> None:
         host = request.headers.get("Host")

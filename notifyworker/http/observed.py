@@ -42,6 +42,9 @@ class Observed(Protocol):
     def health(self) -> list[str]:
         """Why it does not do its job; nothing if it does."""
 
+    def restrictions(self) -> list[str]:
+        """What it does its job without."""
+
     def is_ready(self) -> bool:
         """Say whether it claims."""
 

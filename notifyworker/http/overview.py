@@ -19,6 +19,7 @@ _LINKS = {
     "/readyz": "whether it claims",
     "/metrics": "metrics",
     "/events": "state changes as they happen",
+    "/openapi.json": "all of it, for programs",
 }
 _POLICY = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from notifyworker.database import Connection, connect, is_refusal
+from notifyworker.database import Connection, connect, is_of_use
 
 CONNECTIONS = 2
 ACQUIRE_S = 5.0
@@ -58,7 +58,7 @@ class Pool:
         try:
             return await connection.fetch(query, *args, timeout=timeout or _ANSWER_S)
         except BaseException as error:
-            if not is_refusal(error):  # timed out, cut or cancelled: never to be used again
+            if not is_of_use(error):  # timed out, cut, cancelled or now on a standby: never to be used again
                 connection.terminate()
             raise
         finally:

@@ -15,7 +15,7 @@ from aiohttp import web
 from notifyworker.database import DatabaseError, brief
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound, SettingsError
 from notifyworker.http.answer import dumps
-from notifyworker.observe import log
+from notifyworker.observe import log, outline
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -87,7 +87,7 @@ def translate(error: Exception, request: web.Request) -> Problem:
     if isinstance(error, (*DatabaseError, SettingsError)):
         log.warning("sidecar_database_error", **where, error=brief(error))
         return Problem(503, "Service Unavailable", "the database can't be used now; see the log of the worker", headers=_LATER)
-    log.error("sidecar_error", **where, exc_info=error)
+    log.error("sidecar_error", **where, error=outline(error))
     return Problem(500, "Internal Server Error", "this is a fault of the sidecar; see the log of the worker")
 
 

@@ -1,6 +1,7 @@
 """The routes, in the order of the README's table. Each handler checks, asks the store once, and answers."""
 
 import asyncio
+from importlib.metadata import version
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -8,14 +9,16 @@ import asyncpg
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from notifyworker.client import _Conflicts, new_run, refused
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
+from notifyworker.given import Conflicts, new_run, refused
 from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.auth import Guard
 from notifyworker.http.body import SMALL_BYTES, read_object
 from notifyworker.http.events import Events
 from notifyworker.http.observed import Observed
+from notifyworker.http.openapi import document
 from notifyworker.http.overview import overview
+from notifyworker.http.pauses import Pauses
 from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, page, run_id_of
@@ -58,17 +61,20 @@ class Routes:
             web.get("/leases", self.leases),
             web.get("/reaper", self.reaper),
             web.get("/workers", self.workers),
+            *Pauses(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
+            web.get("/openapi.json", self.openapi),
             web.post("/login", self.login),
         ]
 
     # From memory, whatever the database does.
 
     async def healthz(self, _request: web.Request) -> web.Response:
-        """Say whether the worker does its job, and why not."""
-        reasons = self._worker.health()
-        return json_answer({"status": "failing" if reasons else "ok", "reasons": reasons}, status=503 if reasons else 200)
+        """Say whether the worker does its job, and why not, or what it does without."""
+        failing = self._worker.health()
+        reasons = [*failing, *self._worker.restrictions()]
+        return json_answer({"status": "failing" if failing else "ok", "reasons": reasons}, status=503 if failing else 200)
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """Say whether the worker claims."""
@@ -84,6 +90,11 @@ class Routes:
         body = generate_latest(self._worker.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    async def openapi(self, request: web.Request) -> web.Response:
+        """Describe all of these routes to programs."""
+        Query(request, _NOTHING)
+        return json_answer(document(version("notifyworker")))
+
     async def login(self, request: web.Request) -> web.Response:
         """Exchange the token, in a form or as JSON, for a session cookie."""
         if request.content_type == "application/x-www-form-urlencoded":
@@ -94,7 +105,7 @@ class Routes:
             response = json_answer({"status": "ok"})
         if not isinstance(given, str):
             raise Problem.of("token", "is required, as text")
-        self._guard.log_in(given, response, secure=request.secure)
+        self._guard.log_in(request, given, response)
         return response
 
     # Runs.
@@ -137,7 +148,7 @@ class Routes:
         """Settle a pending or running run as cancelled."""
         run_id = run_id_of(request)
         Query(request, _NOTHING)
-        with _Conflicts(run_id):
+        with Conflicts(run_id):
             state = await self._store.run_cancel(self._pool, run_id)
         return json_answer({"run_id": run_id, "state": state})
 
@@ -145,7 +156,7 @@ class Routes:
         """Put a settled run back to pending."""
         run_id = run_id_of(request)
         Query(request, _NOTHING)
-        with _Conflicts(run_id):
+        with Conflicts(run_id):
             await self._store.run_retry(self._pool, run_id)
         return json_answer({"run_id": run_id, "state": "pending"})
 

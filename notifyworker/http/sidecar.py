@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import ssl
 
 from aiohttp import web
 
@@ -9,12 +10,13 @@ from notifyworker.errors import StartError
 from notifyworker.http.answer import secure
 from notifyworker.http.auth import Guard, check_listening
 from notifyworker.http.body import bodies
-from notifyworker.http.connections import protocols
+from notifyworker.http.connections import protocols, served
 from notifyworker.http.events import Events
 from notifyworker.http.observed import Observed
 from notifyworker.http.pool import Pool
 from notifyworker.http.problem import problems
 from notifyworker.http.routes import Routes
+from notifyworker.http.tls import HANDSHAKE_S, server_context
 from notifyworker.observe import log
 
 _SHUTDOWN_S = 2.0  # for requests that are being answered
@@ -40,20 +42,22 @@ class Sidecar:
         """Where it listens; with the port that it got, once started."""
         host = self._settings.host.strip("[]")
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - told, not bound
-        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
+        scheme = "https" if self._settings.tls_cert else "http"
+        return f"{scheme}://[{host}]:{self._port}" if ":" in host else f"{scheme}://{host}:{self._port}"
 
     def publish(self, event: dict[str, object]) -> None:
         """Tell all listeners of /events. On the event loop only."""
         self._events.publish(event)
 
     async def start(self) -> None:
-        """Listen. Raises SettingsError where anybody could come in, StartError if the port can't be had."""
+        """Listen. Raises SettingsError where anybody could come in or the certificate is unusable, StartError if the port can't be had."""
         check_listening(self._settings.host, self._token)
+        context = server_context(self._settings.tls_cert, self._settings.tls_key)
         try:
             await self._pool.open()
             self._runner = web.AppRunner(self._application(), shutdown_timeout=_SHUTDOWN_S, handler_cancellation=True)
             await self._runner.setup()
-            await self._listen(self._runner)
+            await self._listen(self._runner, context)
         except BaseException:
             await self.stop()
             raise
@@ -75,18 +79,20 @@ class Sidecar:
     def _application(self) -> web.Application:
         guard = Guard(self._token, self._settings.host)
         application = web.Application(
-            middlewares=[problems, guard.middleware, bodies(lambda: self._worker.max_payload_bytes + _ROOM_BYTES)],
+            middlewares=[problems, guard.middleware, bodies(lambda: self._worker.max_payload_bytes + _ROOM_BYTES), served],
         )
         application.on_response_prepare.append(secure)
         application.add_routes(Routes(self._worker, self._pool, self._events, guard).table())
         return application
 
-    async def _listen(self, runner: web.AppRunner) -> None:
+    async def _listen(self, runner: web.AppRunner, context: ssl.SSLContext | None) -> None:
         host, port = self._settings.host.strip("[]"), self._settings.port
         assert runner.server is not None
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(protocols(runner.server), host or None, port)
+            self._server = await loop.create_server(
+                protocols(runner.server), host or None, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_S if context else None
+            )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 message = f"port {port} on {host} is in use"

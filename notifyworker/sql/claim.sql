@@ -4,6 +4,10 @@
 -- none). $8 limit, $9 lease_owner, $10 lease in seconds, $11 whether every run is made a shadow run
 WITH lane AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[]) AS l (kind, project_id, rank, mark)
+     -- As a rule nothing is paused, which is found out once a claim and not once a lane.
+     WHERE (SELECT NOT EXISTS (SELECT FROM {schema}.pauses)) OR NOT EXISTS (
+         SELECT FROM {schema}.pauses AS p
+          WHERE p.kind IN ('', l.kind) AND p.project_id IN ('', l.project_id) AND (p.until IS NULL OR p.until > now()))
 ), picked AS MATERIALIZED (
     -- Lanes are read one after the other, and the outer LIMIT stops the reading: no row is locked that is not taken.
     SELECT ready.place

@@ -18,13 +18,17 @@ WITH RECURSIVE lane AS (
              AND (r.project_id, -r.priority::int) > (lane.project_id, lane.rank)
            ORDER BY r.project_id, -r.priority::int, r.run_at LIMIT 1) AS next
 )
-SELECT l.kind, l.project_id, l.rank, least(l.run_at, now()) AS mark, l.run_at <= now() AS is_ready,
-       date_part('epoch', CASE WHEN l.run_at > now() THEN l.run_at ELSE (
+SELECT l.kind, l.project_id, l.rank, least(l.run_at, now()) AS mark, l.run_at <= now() AND paused.until IS NULL AS is_ready,
+       date_part('epoch', CASE WHEN paused.until IS NOT NULL THEN paused.until WHEN l.run_at > now() THEN l.run_at ELSE (
            -- Behind what is ready: when the next one is due.
            SELECT r.run_at
              FROM {schema}.runs AS r
             WHERE r.state = 'pending' AND r.kind = l.kind AND r.project_id = l.project_id
               AND -r.priority::int = l.rank AND r.run_at > now()
             ORDER BY r.kind, r.project_id, -r.priority::int, r.run_at LIMIT 1) END - now()) AS due_in_s
-  FROM lane AS l
+  FROM lane AS l, LATERAL (
+      -- 9999: until it is resumed, of which a notification tells.
+      SELECT max(coalesce(p.until, '9999-01-01 00:00:00+00')) AS until
+        FROM {schema}.pauses AS p
+       WHERE p.kind IN ('', l.kind) AND p.project_id IN ('', l.project_id) AND (p.until IS NULL OR p.until > now())) AS paused
  WHERE $2::text[] IS NULL OR l.project_id = ANY ($2::text[])

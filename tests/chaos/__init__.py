@@ -1,7 +1,8 @@
 """
-Chaos: whole fleets that are hurt at random and by design, and a ledger that tells whether anything was lost or doubled.
+Chaos: whole fleets that are hurt by design and at random, and a ledger that tells whether anything was lost or doubled.
 
-In the order in which it is read: `ledger`, `app` (what the workers execute), `proxy`, `fleet`, `producer`, `arena` (a
-place with all of these), `faults`, `outages` and `network` (each fault by itself), `schedules` (each step of a run's
-life, cut and frozen), `storm` (all of it at once), `check`, `table`, `mutants`.
+In the order in which it is read: `ledger`, `kinds` and `app` (what the workers execute), `wire`, `thread` and `proxy`,
+`fleet`, `producer`, `forms`, `arena` (a place with all of these), `acts`; `faults`, `outages` and `network` (each fault by
+itself), `schedules` (each step of a run's life, cut and frozen), `storm` and `mixture` (all of it at once); `check`,
+`table`, `play`, `mutants`.
 """

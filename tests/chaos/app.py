@@ -50,6 +50,17 @@ async def good(run: Run, payload: dict[str, Any]) -> dict[str, int]:
         return result
 
 
+@worker.handler("exact", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))
+async def exact(run: Run, payload: dict[str, Any]) -> None:
+    """Its effect is a row beside its settle, in one transaction."""
+    with noted(run) as result:
+        async with run.transaction() as connection:
+            await connection.execute("INSERT INTO chaos.effects VALUES ($1, $2)", run.run_id, run.lease_token)
+            if ms := payload.get("ms"):
+                await asyncio.sleep(ms / 1000)
+            run.result = result
+
+
 @worker.handler("hold")
 async def hold(run: Run, payload: dict[str, Any]) -> dict[str, int]:
     """Ends when a file appears; `only`: only the lease with this token waits for it."""

@@ -29,6 +29,7 @@ CREATE TABLE chaos.inserted (run_id uuid);
 CREATE TABLE chaos.leased (run_id uuid, lease_token bigint, lease_owner text, attempt int, max_attempts int);
 CREATE TABLE chaos.settled (run_id uuid, lease_token bigint, settled_by text, kind text, state text, error_code text,
                             attempt int, result jsonb);
+CREATE TABLE chaos.effects (run_id uuid, lease_token bigint);
 CREATE FUNCTION chaos.insert_seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
     'BEGIN INSERT INTO chaos.inserted VALUES (NEW.run_id); RETURN NULL; END';
 CREATE FUNCTION chaos.lease_seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
@@ -192,6 +193,14 @@ class Arena:
         began = time.monotonic()
         return await self.started(await self.insert(kind), within_s=within_s) - began
 
+    async def warm(self) -> None:
+        """Let every worker have claimed and settled once: what is cold is slower, by a second on a busy machine."""
+        cold = {member.pid for member in self.fleet.members}
+        while cold:
+            ids = await self.insert("good", 15 * len(self.fleet.members), ms=50)  # more than one of them takes
+            await self.settled(ids)
+            cold -= {entry.pid for entry in self.starts(ids)}
+
     async def leader(self) -> Member:
         """Who leads the fleet now."""
 
@@ -234,11 +243,13 @@ class Arena:
             "SELECT run_id::text, lease_token, settled_by, kind, state, error_code, attempt, (result ->> 'token')::bigint,"
             " (result ->> 'pid')::bigint FROM chaos.settled"
         )
+        effects = await self.fetch("SELECT run_id::text, lease_token FROM chaos.effects")
         live = await self.fetch("SELECT run_id::text FROM notifyworker.runs")
         return Witness(
             [row[0] for row in inserted],
             [Lease(*row) for row in leases],
             [Settle(*row) for row in settles],
+            [(row[0], row[1]) for row in effects],
             {row[0] for row in live},
         )
 

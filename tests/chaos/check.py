@@ -9,7 +9,7 @@ goes on beside the next attempt.
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from chaos.kinds import HOLDS_GIL, POISON
+from chaos.kinds import EXACT, HOLDS_GIL, POISON
 from chaos.ledger import Entry
 
 
@@ -46,6 +46,8 @@ class Witness:
     inserted: list[str]
     leases: list[Lease]
     settles: list[Settle]
+    #: Rows that handlers wrote in run.transaction(): the run, and the token of the lease.
+    effects: list[tuple[str, int]]
     live: set[str]
 
 
@@ -75,6 +77,7 @@ def judge(entries: list[Entry], witness: Witness, *, gil_is_frozen: bool = False
     _settles(committed, witness, verdict, is_mixed=is_mixed)
     _leases(entries, witness, verdict)
     _fence(entries, witness, verdict)
+    _effects(witness, verdict)
     _overlaps(entries, verdict, gil_is_frozen=gil_is_frozen)
     return verdict
 
@@ -143,8 +146,24 @@ def _fence(entries: list[Entry], witness: Witness, verdict: Verdict) -> None:
                 f"{settle.run}: has the result of token {settle.result_token} (pid {settle.result_pid}) "
                 f"under token {settle.token} of {settle.by}"
             )
-        elif (settle.run, settle.token, settle.result_pid) not in returned:
+        elif settle.kind != EXACT and (settle.run, settle.token, settle.result_pid) not in returned:
             verdict.wrong.append(f"{settle.run}: completed, and no handler returned")
+
+
+def _effects(witness: Witness, verdict: Verdict) -> None:
+    """What was written in run.transaction() is there exactly once for each run that was completed, and for no other."""
+    written: dict[str, list[int]] = defaultdict(list)
+    for run, token in witness.effects:
+        written[run].append(token)
+    for settle in witness.settles:
+        tokens = written.pop(settle.run, [])
+        if settle.kind == EXACT and settle.state == "completed" and not tokens:
+            verdict.lost.append(f"{settle.run}: completed in its own transaction, and what that wrote is not there")
+        elif len(tokens) > 1:
+            verdict.double.append(f"{settle.run}: wrote {len(tokens)} times in its own transaction")
+        elif tokens and tokens[0] != settle.token:
+            verdict.wrong.append(f"{settle.run}: wrote under token {tokens[0]}, settled under {settle.token}")
+    verdict.wrong += [f"{run}: wrote in its own transaction, and is not settled" for run in sorted(written)]
 
 
 def _is_of(owner: str | None, pid: int | None) -> bool:

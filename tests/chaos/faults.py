@@ -31,7 +31,7 @@ async def kill(a: Arena) -> float:
 @act("SIGKILL of the leader: the next pickup", 1)
 async def kill_leader(a: Arena) -> float:
     await a.workers(2)
-    await a.pickup()
+    await a.warm()
     worst = 0.0
     for _ in range(2):
         leader = await a.leader()
@@ -40,6 +40,7 @@ async def kill_leader(a: Arena) -> float:
         worst = max(worst, await a.pickup())
         leader.start()
         await a.up(leader)
+        await a.warm()
     return worst
 
 
@@ -138,6 +139,7 @@ async def regex(a: Arena) -> float:
 @act("handler that blocks the loop: pickup by others", 1)
 async def block(a: Arena) -> float:
     await a.workers(2)
+    await a.warm()
     ids = await a.insert("block", seconds=1.5 * a.form.lease_s if a.form.lease_s < 30 else 20)
     await a.started(ids)
     a.injected += 1
@@ -160,6 +162,7 @@ async def stubborn(a: Arena) -> float:
 
 async def _beside(a: Arena, kind: str) -> float:
     await a.workers(2)
+    await a.warm()
     ids = await a.insert(kind, 3, max_attempts=2, seconds=4)
     await a.started(ids)
     a.injected += len(ids)

@@ -31,7 +31,7 @@ class Form:
     slack_s: float
 
 
-DEFAULTS = Form("full", {}, {}, 60, 10, 60, (5, 20, 60), 10, 30, 100_000, 300, 8, 240, 600, 3000, 0)
+DEFAULTS = Form("full", {}, {}, 60, 10, 60, (5, 20, 60), 10, 30, 100_000, 200, 10, 240, 600, 3000, 0)
 SHORT = Form(
     "short",
     {"lease_s": 6, "heartbeat_interval_s": 1, "presumed_dead_s": 7, "presence_ping_s": 0.5, "poll_interval_s": 60},

@@ -11,3 +11,5 @@ POISON = {
 }
 #: These hold the GIL in one C call.
 HOLDS_GIL = {"gil", "regex"}
+#: Writes its effect in run.transaction(): the run is settled before its handler returns.
+EXACT = "exact"

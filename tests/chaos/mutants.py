@@ -30,8 +30,9 @@ MUTANTS = [
     Mutant(
         "the look after a reconnect",
         "wake.py",
-        'labels("connected").inc()\n        self._wake.set()',
-        'labels("connected").inc()',
+        "self.on_late(EPOCH)  # how far back the notifications of meanwhile would have told to look, nobody knows\n"
+        "        self._wake.set()",
+        "pass",
     ),
     Mutant(
         "the dead man's switch", "deadman.py", "faulthandler.dump_traceback_later(left_s, exit=True, file=cls._stderr)", "pass"

@@ -88,9 +88,9 @@ async def deaf(a: Arena) -> float:
     return worst
 
 
-@act("notifications swallowed: pickup by polling", lambda form: form.settings.get("poll_interval_s", 5) + 1)
+@act("notifications swallowed: pickup by polling", lambda form: 4 if form.settings else 6)
 async def swallowed(a: Arena) -> float:
-    members = await a.workers(2, **({"poll_interval_s": 3} if "poll_interval_s" in a.form.settings else {}))
+    members = await a.workers(2, **({"poll_interval_s": 3} if a.form.settings else {}))
     for member in members:
         member.proxy.drops_notifications = True
         await member.proxy.cut("listener")

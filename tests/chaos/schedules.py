@@ -74,6 +74,11 @@ async def _good(a: Arena, shot: Shot) -> list[str]:
     return await a.insert("good", 3)
 
 
+async def _exact(a: Arena, shot: Shot) -> list[str]:
+    await shot.arm()
+    return await a.insert("exact", 3)
+
+
 async def _flaky(a: Arena, shot: Shot) -> list[str]:
     await shot.arm()
     return await a.insert("flaky", 3, fails=1)
@@ -104,10 +109,11 @@ async def _expired(a: Arena, shot: Shot) -> list[str]:
 
 async def _absent(a: Arena, shot: Shot) -> list[str]:
     """A worker is killed, and the leader takes its runs over."""
-    ids = await shot.held()
     leader = await a.leader()
-    holders = await a.holders(ids)
-    victim = next((member for member in holders if member is not leader), holders[0])
+    ids = await shot.held()
+    while not (others := [member for member in await a.holders(ids) if member is not leader]):
+        ids += await shot.held()
+    victim = others[0]
     await shot.arm([m for m in a.fleet.members if m is not victim], f":{victim.pid}:".encode())
     victim.kill()
     return ids
@@ -142,6 +148,8 @@ STEPS = [
     Step("the look", statement("lanes"), _good),
     Step("claim", statement("claim"), _good),
     Step("settle", statement("settle"), _good),
+    Step("own transaction: lock", statement("lock_waiting"), _exact),
+    Step("own transaction: COMMIT", "COMMIT;", _exact),
     Step("give-back", statement("give_back"), _flaky),
     Step("heartbeat", statement("heartbeat"), _holding),
     Step("presence", statement("worker_present"), _holding),
@@ -158,7 +166,7 @@ STEPS = [
 
 async def _fired(a: Arena, shot: Shot) -> Member:
     """Wait until it was hit; let what waits for it end."""
-    await a.soon(lambda: shot.by, lapsed(a.form), "the step was not seen")
+    await a.soon(lambda: shot.by, 2 * lapsed(a.form), "the step was not seen")
     shot.until.touch()
     a.injected += 1
     assert shot.by is not None

@@ -9,7 +9,7 @@ from chaos.arena import Arena
 from chaos.fleet import Member
 from chaos.producer import Producer
 
-_WORKERS = 4
+_WORKERS = 5
 _PRODUCERS = 2
 #: So many faults that last go on at once.
 _AT_ONCE = 3
@@ -74,7 +74,7 @@ class Storm:
                 task.add_done_callback(self._background.discard)
             else:
                 await self._inject(name, r)
-            await asyncio.sleep(order.uniform(0.05, 0.5))  # the storm's own rhythm
+            await asyncio.sleep(order.uniform(0.05, 0.3))  # the storm's own rhythm
 
     async def _lasts(self, name: str, r: random.Random) -> None:
         try:

@@ -42,11 +42,13 @@ BEGIN
             ('worker', 'SELECT, INSERT ON {schema}.run_history'),
             ('worker', 'SELECT ON {schema}.all_runs, {schema}.settings, {schema}.migrations'),
             ('worker', 'SELECT, UPDATE, DELETE ON {schema}.idempotency_keys'),
+            ('worker', 'SELECT, DELETE ON {schema}.pauses'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.key_holder, {schema}.uuid7, {schema}.cancel, {schema}.retry'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.make_partitions, {schema}.drop_expired_partitions'),
             ('operator', 'USAGE ON SCHEMA {schema}'),
-            ('operator', 'EXECUTE ON FUNCTION {schema}.cancel, {schema}.retry, {schema}.forget'),
+            ('operator', 'EXECUTE ON FUNCTION {schema}.cancel, {schema}.retry, {schema}.forget, {schema}.pause, {schema}.resume'),
             ('observer', 'USAGE ON SCHEMA {schema}')
         ) AS g (role_name, what)
         UNION ALL

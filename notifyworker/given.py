@@ -1,0 +1,198 @@
+"""
+What people give, checked before anything is sent: each fault is told with the name of its field.
+
+The database checks all of it again; here it is told sooner, and in the same words.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from notifyworker import payload as payloads
+from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
+from notifyworker.store import NewRun, Row
+
+_YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+_COLUMNS = frozenset(NewRun.__dataclass_fields__) - {"kind", "payload"}
+_JSON_COLUMNS = frozenset({"payload", "headers", "progress", "errors", "result", "effects"})
+#: An id that is taken; a key that is too wide for its index, which takes 2,704 bytes.
+_INDEXES = {"runs_pkey": "run_id", "runs_idempotency_key": "idempotency_key"}
+
+
+def new_run(kind: str, payload: Any = None, *, max_payload_bytes: int | None = None, **columns: Any) -> NewRun:
+    """Check the producer's columns and encode them. Raises InvalidRun, which names the column."""
+    if unknown := sorted(set(columns) - _COLUMNS):
+        raise InvalidRun(unknown[0], "there is no such column for a producer", hint=f"there are: {', '.join(sorted(_COLUMNS))}")
+    given = {name: value for name, value in columns.items() if value is not None}
+    check_text("kind", kind, 200)
+    check_text("project_id", given.get("project_id", "default"), 200)
+    check_text("idempotency_key", given.get("idempotency_key", "-"), 500)
+    check_text("concurrency_key", given.get("concurrency_key", "-"), 500)
+    check_integer("priority", given.get("priority", 0), -32768, 32767)
+    check_integer("max_attempts", given.get("max_attempts", 1), 1, 32767)
+    for name in ("run_at", "expires_at"):
+        if name in given:
+            given[name] = moment_of(name, given[name])
+    if "timeout" in given:
+        given["timeout"] = duration_of("timeout", given["timeout"])
+    if not isinstance(given.get("is_shadow", False), bool):
+        raise InvalidRun("is_shadow", f"must be true or false, not {given['is_shadow']!r}")
+    if "run_id" in given:
+        given["run_id"] = uuid_of("run_id", given["run_id"])
+    headers = given.get("headers", {})
+    if not isinstance(headers, Mapping):
+        raise InvalidRun("headers", "must be an object")
+    given["headers"] = _json("headers", headers)
+    text = _json("payload", {} if payload is None else payload)
+    if max_payload_bytes is not None and (size := len(text.encode())) > max_payload_bytes:
+        raise InvalidRun("payload", f"has {size} bytes, more than max_payload_bytes={max_payload_bytes}", too_large=True)
+    return NewRun(kind=kind, payload=text, **given)
+
+
+def as_dict(row: Row) -> dict[str, Any]:
+    """A row of all_runs with its jsonb decoded; what can't be decoded stays text."""
+    shown = dict(row)
+    for name in _JSON_COLUMNS & shown.keys():
+        if shown[name] is not None:
+            try:
+                shown[name] = payloads.decode(shown[name])
+            except ValueError:
+                continue  # a poison row is shown as it is, and must not hide the others
+    return shown
+
+
+def refused(error: asyncpg.PostgresError) -> InvalidRun:
+    """What the database refused on insert, as the same error that the checks here raise."""
+    constraint = error.constraint_name or "run"
+    column = error.column_name or _INDEXES.get(constraint) or constraint.partition("_is_")[0].partition("_has_")[0]
+    return InvalidRun(column, str(error.args[0]), hint=error.hint, too_large=error.sqlstate == "54000")
+
+
+#: The database says no to a run's values.
+REFUSALS = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.FeatureNotSupportedError,
+)
+
+
+class Conflicts:
+    """The database's answers to cancel and retry, as our own errors."""
+
+    def __init__(self, run_id: UUID) -> None:
+        self.run_id = run_id
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, _at: TracebackType | None) -> None:
+        if isinstance(error, asyncpg.NoDataFoundError):
+            raise RunNotFound(self.run_id) from error
+        if isinstance(error, asyncpg.ProgramLimitExceededError):  # the limit was lowered since
+            raise RunConflict(str(error.args[0]), hint=error.hint) from error
+        # 55000 itself: below it stands, among others, a lock that could not be had in time.
+        if isinstance(error, asyncpg.ObjectNotInPrerequisiteStateError) and error.sqlstate == "55000":
+            raise RunConflict(str(error.args[0]), hint=error.hint) from error
+
+
+@dataclass(frozen=True, slots=True)
+class NewPause:
+    """What is not to be claimed (None: every kind or project), until when or for how long (neither: until resumed)."""
+
+    kind: str | None = None
+    project_id: str | None = None
+    until: datetime | None = None
+    seconds: float | None = None
+    reason: str | None = None
+
+
+def new_pause(**given: Any) -> NewPause:
+    """Check a pause, or its end. Raises InvalidRun, which names the field."""
+    if unknown := sorted(set(given) - set(NewPause.__dataclass_fields__)):
+        raise InvalidRun(unknown[0], "a pause has no such field", hint=f"there are: {', '.join(NewPause.__dataclass_fields__)}")
+    for name, longest in (("kind", 200), ("project_id", 200), ("reason", 1000)):
+        if given.get(name) is not None:
+            check_text(name, given[name], longest)
+    if given.get("until") is not None:
+        given["until"] = moment_of("until", given["until"])
+    seconds = given.get("seconds")
+    if seconds is not None and (
+        isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 366 * 86400
+    ):
+        raise InvalidRun("seconds", f"must be above 0 and at most a year, not {seconds!r:.100}")
+    if seconds is not None and given.get("until") is not None:
+        raise InvalidRun("seconds", "is given beside until", hint="give one of them")
+    return NewPause(**given)
+
+
+def check_text(name: str, value: Any, longest: int) -> None:
+    """Raise InvalidRun unless it is text of 1 to `longest` characters that JSON and PostgreSQL can hold."""
+    if not isinstance(value, str):
+        raise InvalidRun(name, f"must be text, not {type(value).__name__}")
+    if not 1 <= len(value) <= longest:
+        raise InvalidRun(name, f"must have 1 to {longest} characters, not {len(value)}")
+    if fault := payloads.find_fault(value):
+        raise InvalidRun(name, fault.removeprefix("$ "))
+
+
+def check_integer(name: str, value: Any, lowest: int, highest: int) -> None:
+    """Raise InvalidRun unless it is an integer between these two."""
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        raise InvalidRun(name, f"must be an integer between {lowest} and {highest}, not {value!r:.100}")
+
+
+def moment_of(name: str, value: Any) -> datetime:
+    """Return the time, given as such or as RFC 3339. Raises InvalidRun."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise InvalidRun(name, f"must be an RFC 3339 time such as 2026-01-31T12:00:00Z, not {value!r:.100}") from None
+    if not isinstance(value, datetime):
+        raise InvalidRun(name, f"must be a time, not {type(value).__name__}")
+    if value.tzinfo is None:
+        raise InvalidRun(name, "must name its time zone", hint="end it in Z, or give it a tzinfo")
+    try:
+        within = _YEARS[0] <= value <= _YEARS[1]
+    except OverflowError:
+        within = False
+    if not within:
+        raise InvalidRun(name, f"must be between the years 1970 and 9999, not {value.isoformat()}")
+    return value
+
+
+def duration_of(name: str, value: Any) -> timedelta:
+    """Return the time span, given as such or in seconds. Raises InvalidRun."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            value = timedelta(seconds=value)
+        except (OverflowError, ValueError):
+            raise InvalidRun(name, f"must be above 0 and at most 365 days, not {value!r} s") from None
+    if not isinstance(value, timedelta):
+        raise InvalidRun(name, "must be seconds or a timedelta")
+    if not timedelta(0) < value <= timedelta(days=365):
+        raise InvalidRun(name, f"must be above 0 and at most 365 days, not {value.total_seconds():g} s")
+    return value
+
+
+def uuid_of(name: str, value: Any) -> UUID:
+    """Return the id, given as such or as text. Raises InvalidRun."""
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(str(value))
+    except ValueError:
+        raise InvalidRun(name, f"must be a UUID, not {value!r:.100}") from None
+
+
+def _json(name: str, value: Any) -> str:
+    try:
+        return payloads.encode(value)
+    except payloads.Unencodable as error:
+        raise InvalidRun(name, str(error).replace("$", name, 1)) from None

@@ -1,0 +1,234 @@
+"""
+What /openapi.json answers: the routes once more, for programs. A test holds it against the routes themselves.
+
+Every answer that is not what was asked for is a problem (RFC 9457), whatever its status.
+"""
+
+from typing import Any
+
+from notifyworker.http.query import DEFAULT_LIMIT, MAX_LIMIT
+from notifyworker.run import State
+
+Json = dict[str, Any]
+
+_TEXT: Json = {"type": "string"}
+_MOMENT: Json = {"type": "string", "format": "date-time"}
+_UUID: Json = {"type": "string", "format": "uuid"}
+_INTEGER: Json = {"type": "integer"}
+_NUMBER: Json = {"type": "number"}
+_FLAG: Json = {"type": "boolean"}
+_ANYTHING: Json = {"description": "JSON; as text where a reader could not hold it"}
+_STATE: Json = {"type": "string", "enum": [str(state) for state in State]}
+_NAME: Json = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[^\x00]*$"}
+_KEY: Json = {**_NAME, "maxLength": 500}
+
+
+def _or_null(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _object(properties: Json, *, optional: frozenset[str] = frozenset(), closed: bool = False) -> Json:
+    schema = {"type": "object", "properties": properties, "required": [name for name in properties if name not in optional]}
+    return schema | ({"additionalProperties": False} if closed else {})
+
+
+_NEW_RUN: Json = {
+    "kind": {**_NAME, "description": "which handler"},
+    "payload": {"description": "the handler's input: any JSON, without NUL, at most 200 levels deep; {} by default"},
+    "project_id": _or_null(_NAME),
+    "priority": _or_null({"type": "integer", "minimum": -32768, "maximum": 32767, "description": "higher runs first"}),
+    "run_at": _or_null({**_MOMENT, "description": "not before; between the years 1970 and 9999"}),
+    "max_attempts": _or_null({"type": "integer", "minimum": 1, "maximum": 32767}),
+    "timeout": _or_null({"type": "number", "minimum": 1e-6, "maximum": 31_536_000, "description": "of one attempt, in seconds"}),
+    "expires_at": _or_null({**_MOMENT, "description": "not started later than this"}),
+    "idempotency_key": _or_null({**_KEY, "description": "one run of this project and kind has it"}),
+    "concurrency_key": {"type": "null", "description": "refused until it is built"},
+    "is_shadow": _or_null({**_FLAG, "description": "execute without effects"}),
+    "headers": _or_null({"type": "object"}),
+    "run_id": _or_null({**_UUID, "description": "a version 7, so that lists stay in order"}),
+}
+
+_RUN: Json = {
+    "run_id": _UUID, "project_id": _TEXT, "kind": _TEXT, "state": _STATE, "payload": _ANYTHING, "priority": _INTEGER,
+    "run_at": _MOMENT, "attempt": _INTEGER, "max_attempts": _or_null(_INTEGER), "timeout": _or_null(_NUMBER),
+    "expires_at": _or_null(_MOMENT), "idempotency_key": _or_null(_TEXT), "concurrency_key": _or_null(_TEXT),
+    "is_shadow": _FLAG, "shadow_by": _or_null({"type": "string", "enum": ["run", "worker"]}), "headers": _ANYTHING,
+    "lease_owner": _or_null(_TEXT), "lease_token": _INTEGER, "lease_expires_at": _or_null(_MOMENT), "created_at": _MOMENT,
+    "started_at": _or_null(_MOMENT), "progress": _ANYTHING, "errors": _ANYTHING, "finished_at": _or_null(_MOMENT),
+    "result": _ANYTHING, "effects": _ANYTHING, "error_code": _or_null(_TEXT), "settled_by": _or_null(_TEXT),
+}  # fmt: skip
+
+_LEASE: Json = {
+    "run_id": _UUID, "kind": _TEXT, "project_id": _TEXT, "attempt": _INTEGER, "max_attempts": _INTEGER, "is_shadow": _FLAG,
+    "lease_owner": _TEXT, "lease_token": _INTEGER, "lease_expires_at": _MOMENT, "started_at": _MOMENT,
+    "expires_in_s": _NUMBER,
+}  # fmt: skip
+
+_WORKER: Json = {
+    "lease_owner": _TEXT, "host": _TEXT, "pid": _INTEGER, "version": _TEXT, "kinds": {"type": "array", "items": _TEXT},
+    "project_ids": _or_null({"type": "array", "items": _TEXT}), "concurrency": _INTEGER, "running": _INTEGER, "state": _TEXT,
+    "shadow": _TEXT, "presence": _FLAG, "lease_s": _NUMBER, "heartbeat_interval_s": _NUMBER, "presumed_dead_s": _NUMBER,
+    "started_at": _MOMENT, "heartbeat_at": _MOMENT, "is_leader": _or_null(_FLAG), "is_present": _or_null(_FLAG),
+}  # fmt: skip
+
+_REAP: Json = {
+    "at": _MOMENT, "run_id": _UUID, "kind": _TEXT, "project_id": _TEXT, "attempt": _INTEGER, "taken_from": _TEXT,
+    "taken_by": _or_null(_TEXT), "reason": _TEXT, "became": _TEXT,
+}  # fmt: skip
+
+_REAPER: Json = {
+    "leader": _or_null(_TEXT), "mode": _or_null(_TEXT), "elected_at": _or_null(_MOMENT), "last_pass_at": _or_null(_MOMENT),
+    "next_pass_at": _or_null(_MOMENT), "passes": _INTEGER, "reaped_total": _INTEGER, "failed_total": _INTEGER,
+    "silent_s": _or_null(_NUMBER), "interval_s": _NUMBER, "recent": {"type": "array", "items": _object(_REAP)},
+}  # fmt: skip
+
+_SCOPE: Json = {
+    "kind": _or_null({**_NAME, "description": "which kind; every one where it is left out"}),
+    "project_id": _or_null({**_NAME, "description": "which project; every one where it is left out"}),
+    "all": {"type": "boolean", "description": "must be true where neither kind nor project_id is named"},
+}
+_NEW_PAUSE: Json = {
+    **_SCOPE,
+    "until": _or_null({**_MOMENT, "description": "a time in the future; until resumed where it is left out"}),
+    "seconds": _or_null({"type": "number", "exclusiveMinimum": 0, "maximum": 31_622_400, "description": "in place of until"}),
+    "reason": _or_null({**_NAME, "maxLength": 1000}),
+}
+_PAUSE: Json = {
+    "kind": _or_null(_TEXT), "project_id": _or_null(_TEXT), "until": _or_null(_MOMENT), "paused_at": _MOMENT, "reason": _or_null(_TEXT),
+}  # fmt: skip
+
+_SCHEMAS: Json = {
+    "NewPause": _object(_NEW_PAUSE, optional=frozenset(_NEW_PAUSE), closed=True),
+    "Scope": _object(_SCOPE, optional=frozenset(_SCOPE), closed=True),
+    "Problem": _object(
+        {"type": _TEXT, "title": _TEXT, "status": _INTEGER, "detail": _TEXT, "field": _TEXT},
+        optional=frozenset({"detail", "field"}),
+    ),
+    "NewRun": _object(_NEW_RUN, optional=frozenset(_NEW_RUN) - {"kind"}, closed=True),
+    "Run": _object(_RUN),
+    "Health": _object({"status": {"type": "string", "enum": ["ok", "failing"]}, "reasons": {"type": "array", "items": _TEXT}}),
+}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _page(name: str, item: Json) -> Json:
+    return _object({name: {"type": "array", "items": item}, "next_cursor": _or_null(_TEXT)})
+
+
+def _parameter(name: str, schema: Json, where: str = "query") -> Json:
+    return {"name": name, "in": where, "required": where == "path", "schema": schema}
+
+
+_RUN_ID = _parameter("run_id", _UUID, "path")
+_PAGING = [
+    _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}),
+    _parameter(
+        "cursor", {"type": "string", "description": "`next_cursor` of the page before", "pattern": "^[A-Za-z0-9_-]{21}[AQgw]$"}
+    ),
+]
+
+
+def _answer(description: str, schema: Json, media_type: str = "application/json") -> Json:
+    return {"description": description, "content": {media_type: {"schema": schema}}}
+
+
+def _operation(
+    name: str,
+    summary: str,
+    answers: Json,
+    *,
+    parameters: list[Json] | None = None,
+    body: Json | None = None,
+    is_open: bool = False,
+) -> Json:
+    """`answers` by status. Whatever else is answered is a problem. `is_open`: nobody is asked for a token."""
+    operation: Json = {
+        "operationId": name,
+        "summary": summary,
+        "responses": answers | {"default": {"$ref": "#/components/responses/Problem"}},
+    }
+    if parameters:
+        operation["parameters"] = parameters
+    if body:
+        operation["requestBody"] = {"required": True, "content": body}
+    return operation | ({"security": []} if is_open else {})
+
+
+def _steered(verb: str, summary: str) -> Json:
+    done = _answer("done", _object({"run_id": _UUID, "state": _STATE}))
+    return {"post": _operation(verb, summary, {"200": done}, parameters=[_RUN_ID])}
+
+
+def _probe(name: str, summary: str, answer: Json, *, may_fail: bool = True) -> Json:
+    answers = {"200": _answer("yes", answer)} | ({"503": _answer("no", answer)} if may_fail else {})
+    return {"get": _operation(name, summary, answers, is_open=True)}
+
+
+def _shown(name: str, summary: str, schema: Json, parameters: list[Json] | None = None) -> Json:
+    return _operation(name, summary, {"200": _answer("as asked", schema)}, parameters=parameters)
+
+
+def _paths() -> Json:
+    status = _object({"status": _TEXT})
+    filters = [_parameter("state", _STATE), _parameter("kind", _NAME), _parameter("project_id", _NAME)]
+    inserted = {
+        "201": _answer("inserted", _object({"run_id": _UUID})),
+        "200": _answer("another run holds the idempotency key", _object({"run_id": _UUID, "existing": _FLAG})),
+    }
+    page = {"200": {"description": "for people, or as JSON", "content": {"text/html": {}, "application/json": {}}}}
+    metrics = {"200": _answer("Prometheus", _TEXT, "text/plain")}
+    events = {"200": _answer("server-sent events", _TEXT, "text/event-stream")}
+    fleet = _object({"workers": {"type": "array", "items": _object(_WORKER)}})
+    known = {"200": _answer("a session, as a cookie", status), "303": {"description": "the same, after a form"}}
+    token = {"schema": _object({"token": _TEXT})}
+    tokens = {"application/json": token, "application/x-www-form-urlencoded": token}
+    new_run = {"application/json": {"schema": _ref("NewRun")}}
+    pause = {"application/json": {"schema": _ref("NewPause")}}
+    scope = {"application/json": {"schema": _ref("Scope")}}
+    return {
+        "/": {"get": _operation("home", "how this worker is", page)},
+        "/healthz": _probe("healthz", "whether the worker does its job", _ref("Health")),
+        "/readyz": _probe("readyz", "whether it claims", status),
+        "/livez": _probe("livez", "whether its event loop turns", status, may_fail=False),
+        "/runs": {
+            "get": _shown("list_runs", "runs, newest first", _page("runs", _ref("Run")), [*filters, *_PAGING]),
+            "post": _operation("insert_run", "insert one run", inserted, body=new_run),
+        },
+        "/runs/{run_id}": {"get": _shown("get_run", "one run", _ref("Run"), [_RUN_ID])},
+        "/runs/{run_id}/cancel": _steered("cancel_run", "settle a pending or running run as cancelled"),
+        "/runs/{run_id}/retry": _steered("retry_run", "put a settled run back to pending"),
+        "/leases": {"get": _shown("list_leases", "who holds what", _page("leases", _object(_LEASE)), _PAGING)},
+        "/reaper": {"get": _shown("show_reaper", "the leader, and what it took from whom", _object(_REAPER))},
+        "/workers": {"get": _shown("list_workers", "the fleet", fleet)},
+        "/pauses": {
+            "get": _shown("list_pauses", "what is paused", _object({"pauses": {"type": "array", "items": _object(_PAUSE)}})),
+            "post": _operation(
+                "pause", "claim none of these", {"201": _answer("paused", _object({"paused": _FLAG}))}, body=pause
+            ),
+        },
+        "/pauses/resume": {
+            "post": _operation("resume", "end a pause", {"200": _answer("done", _object({"resumed": _FLAG}))}, body=scope)
+        },
+        "/metrics": {"get": _operation("metrics", "metrics of this worker", metrics, is_open=True)},
+        "/events": {"get": _operation("events", "state changes", events)},
+        "/openapi.json": {"get": _shown("openapi", "this document", {"type": "object"})},
+        "/login": {"post": _operation("login", "the token for a session", known, body=tokens, is_open=True)},
+    }
+
+
+def document(version: str) -> Json:
+    """Make the OpenAPI document of this version."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "notifyworker", "version": version, "summary": "one worker and its fleet"},
+        "paths": _paths(),
+        "components": {
+            "schemas": _SCHEMAS,
+            "responses": {"Problem": _answer("a problem (RFC 9457)", _ref("Problem"), "application/problem+json")},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"bearer": []}, {}],  # without a token in the settings, none is wanted
+    }

@@ -1,0 +1,2 @@
+-- Pauses that are over.
+DELETE FROM {schema}.pauses WHERE until <= now()
