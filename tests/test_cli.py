@@ -165,6 +165,8 @@ async def test_help_names_commands_and_exit_codes() -> None:
         "enqueue",
         "runs",
         "status",
+        "doctor",
+        "healthcheck",
         "pause",
         "resume",
         "config",

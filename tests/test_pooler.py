@@ -24,7 +24,9 @@ from test_life import insert, run_of, settled
 
 from notifyworker import Client, Run, Worker, leader, wake
 from notifyworker.database import _SESSION
+from notifyworker.doctor import Verdict, examine
 from notifyworker.embedded import server_account
+from notifyworker.settings import Settings
 
 SERVER_CONNECTIONS = 3
 PGBOUNCER = shutil.which("pgbouncer", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")))
@@ -336,3 +338,13 @@ async def test_a_pooler_that_is_gone_for_a_while_costs_no_run(dsn, connection):
                 assert (await settled(connection, run_id))["attempt"] == 1
             await eventually(lambda: worker._conductor.health() == [])
             await ends.aclose()
+
+
+async def test_the_doctor_sees_the_pooler_and_leaves_nothing_on_it(dsn, pooled):
+    found = {finding.name: finding for finding in await examine(Settings.load(command_line={"dsn": pooled}))}
+    assert found["notify"].verdict is Verdict.WARNING
+    assert "NOTIFYWORKER_LISTEN_DSN" in found["notify"].todo
+    assert {f.name for f in found.values() if f.verdict is not Verdict.OK} == {"notify", "leader", "workers"}
+    assert await left_behind(pooled) == []
+    direct = await examine(Settings.load(command_line={"dsn": pooled, "listen_dsn": dsn}))
+    assert [f.verdict for f in direct if f.name == "notify"] == [Verdict.OK]

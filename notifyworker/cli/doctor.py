@@ -1,6 +1,7 @@
 """`notifyworker doctor` and `notifyworker healthcheck`: is all well, and what to do if not."""
 
 import shutil
+import signal
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Annotated
@@ -55,29 +56,57 @@ async def doctor(
     return FAILED if verdict is Verdict.FAILING else DONE
 
 
-async def healthcheck(
+def healthcheck(
     *,
     host: Annotated[str | None, Parameter(help="Where the sidecar listens [default: NOTIFYWORKER_HOST, 127.0.0.1].")] = None,
     port: Annotated[int | None, Parameter(help="Its port [default: NOTIFYWORKER_PORT, 8080].")] = None,
     url: Annotated[str | None, Parameter(help="In place of both: http://host:port/readyz, for instance.")] = None,
 ) -> int:
     """Ask a worker's sidecar how it is: exit code 0 if it answers that all is well within 3 s, else 1."""
-    import aiohttp
+    from http.client import HTTPException
 
     asked = url or _healthz(host, port)
     try:
-        timeout = aiohttp.ClientTimeout(total=_DEADLINE_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(asked, allow_redirects=False) as answer:
-            text = (await answer.content.read(2000)).decode(errors="replace")
-    except aiohttp.InvalidURL:
+        status, text = _answer(asked)
+    except ValueError:
         message = f"url: not an http address: {asked!r}"
         raise SettingsError(message, hint="http://127.0.0.1:8080/healthz") from None
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        why = f"no answer within {_DEADLINE_S:g} s" if isinstance(error, TimeoutError) else "nobody answers there"
+    except TimeoutError:
+        message = f"{asked}: no answer within {_DEADLINE_S:g} s"
+        raise NotifyWorkerError(message) from None
+    except (OSError, HTTPException) as error:
+        why = "nobody answers there" if isinstance(error, ConnectionRefusedError) else f"{error or type(error).__name__}"
         message = f"{asked}: {why}"
         raise NotifyWorkerError(message) from None
-    output.line(f"{answer.status} {output.printable(' '.join(text.split()))}")
-    return DONE if answer.status == 200 else FAILED  # noqa: PLR2004 - HTTP's own number
+    output.line(f"{status} {output.printable(' '.join(text.split()))}")
+    return DONE if status == 200 else FAILED  # noqa: PLR2004 - HTTP's own number
+
+
+def _answer(url: str) -> tuple[int, str]:
+    """Status and body. By the standard library, since a container asks every few seconds: aiohttp is slow to import."""
+    from http.client import HTTPConnection, HTTPSConnection
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        message = "no http address"
+        raise ValueError(message)
+    secure = parts.scheme == "https"
+    connection = (HTTPSConnection if secure else HTTPConnection)(parts.hostname, parts.port, timeout=_DEADLINE_S)
+    # The socket's deadline is of each read anew; this one is of all of it.
+    signal.signal(signal.SIGALRM, _too_late)
+    signal.setitimer(signal.ITIMER_REAL, _DEADLINE_S)
+    try:
+        connection.request("GET", parts._replace(scheme="", netloc="", fragment="").geturl() or "/")
+        answer = connection.getresponse()
+        return answer.status, answer.read(2000).decode(errors="replace")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.close()
+
+
+def _too_late(_signal: int, _frame: object) -> None:
+    raise TimeoutError
 
 
 def _healthz(host: str | None, port: int | None) -> str:

@@ -169,14 +169,20 @@ def _things(rows: Sequence[Row], of: str, schema: str, quoted: str | None = None
 
 
 def _belongs(thing: Thing, others: Sequence[Thing]) -> bool:
-    for other in others:
-        if other is thing or other.what not in {"table", "column", "view"}:
-            continue
-        is_part = (
-            thing.name == other.name or thing.name.startswith(f"{other.name}.") or f".{other.name} " in f"{thing.definition} "
+    """Say whether it is a part of one of the others, or a grant on it."""
+    return any(_is_part(thing, other) for other in others if other is not thing)
+
+
+def _is_part(thing: Thing, other: Thing) -> bool:
+    if thing.what == "grant":
+        on = thing.name.partition(" on ")[2]
+        return other.what in {"table", "view", "function"} and on.startswith(
+            (f"{other.what} {other.name} to ", f"table {other.name} to ", f"column {other.name}.")
         )
-        if is_part and (thing.what != other.what or other.what == "table"):
-            return True
+    if other.what == "column":
+        return thing.what in {"not null", "default"} and thing.name == other.name
+    if other.what == "table":  # an index names its table in its definition alone
+        return thing.name == other.name or thing.name.startswith(f"{other.name}.") or f".{other.name} USING " in thing.definition
     return False
 
 

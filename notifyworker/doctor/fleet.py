@@ -97,7 +97,7 @@ async def kinds(patient: Patient) -> list[Finding]:
     found = []
     for kind, (oldest, projects) in sorted(unserved.items(), key=lambda item: item[1][0])[:10]:
         waits = duration((now - oldest).total_seconds())
-        seen = f"{kind!r} of {some(sorted(projects))} is ready, the oldest for {waits}, and no worker serves it"
+        seen = f"{kind!r} of project {some(sorted(projects))} is ready, the oldest for {waits}, and no worker serves it"
         todo = "Start a worker with a handler of this kind; see kinds and project_ids of those that run."
         found.append(Finding("kinds", Verdict.WARNING, seen, todo))
     if len(unserved) > len(found):

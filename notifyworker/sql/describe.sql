@@ -81,7 +81,10 @@ SELECT 'trigger', r.relname || '.' || t.tgname, d.definition, d.definition,
  WHERE NOT t.tgisinternal AND t.tgparentid = 0
 UNION ALL
 SELECT 'function', p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')',
-       CASE p.proname WHEN 'uuid7' THEN '' ELSE pg_get_functiondef(p.oid) END, pg_get_functiondef(p.oid), pg_get_functiondef(p.oid)
+       CASE p.proname WHEN 'uuid7' THEN '' ELSE pg_get_functiondef(p.oid) END,
+       -- A new one is everybody's to execute, until that is revoked.
+       format(E'%s;\nREVOKE ALL ON FUNCTION %s.%I(%s) FROM PUBLIC', rtrim(pg_get_functiondef(p.oid), E'\n'), h.name, p.proname,
+              pg_get_function_identity_arguments(p.oid)), pg_get_functiondef(p.oid)
   FROM pg_proc AS p JOIN home AS h ON p.pronamespace = h.oid WHERE p.prokind = 'f'
 UNION ALL
 SELECT 'policy', r.relname || '.' || p.polname,
