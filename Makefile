@@ -3,6 +3,8 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Tests wait for most of their time: one process more than there are processors.
+JOBS := $(shell expr 1 + $$(python3 -c 'import os; print(os.cpu_count() or 1)'))
 
 .PHONY: help demo test test-slow soak lint types check chaos audit lock bench clean
 
@@ -20,10 +22,11 @@ demo: $(STAMP)  ## the whole life of a run, on a PostgreSQL of its own (KEEP=1: 
 	$(PYTHON) -m notifyworker demo $(if $(KEEP),--keep)
 
 test: $(STAMP)  ## all tests, against real PostgreSQL 18 and 16 (ARGS="-k name" for some)
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)  ## the faults that take long to inject or to notice, four minutes (ARGS=-s: with figures)
 	$(PYTHON) -m pytest -m slow $(ARGS)
+
 soak: $(STAMP)  ## a worker under steady mixed load, and whether it grows (MINUTES=30)
 	$(PYTHON) tests/soak.py $(if $(MINUTES),--minutes $(MINUTES))
 
