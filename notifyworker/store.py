@@ -59,6 +59,24 @@ class NewRun:
     run_id: UUID | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NewSchedule:
+    """What stands in a row of schedules, but for what the leader keeps there."""
+
+    name: str
+    cron: str
+    kind: str
+    timezone: str = "UTC"
+    payload: str = "{}"
+    project_id: str = "default"
+    priority: int = 0
+    max_attempts: int | None = None
+    timeout: Any = None
+    headers: str = "{}"
+    paused: bool = False
+    missed: str = "skip"
+
+
 class Store:
     """The statements of one installation: of one schema's name."""
 
@@ -218,6 +236,49 @@ class Store:
     async def pauses_forget(self, on: Queryable) -> None:
         """Delete pauses that are over."""
         await on.fetch(self._sql["pauses_forget"])
+
+    async def schedules_due(self, on: Queryable, *, limit: int) -> list[Row]:
+        """Schedules that are due, and those of which it is not known yet when they are."""
+        return await on.fetch(self._sql["schedules_due"], limit)
+
+    async def schedules_ahead(self, on: Queryable) -> Row:
+        """In how many seconds the next schedule is due, and which can't be fired."""
+        return (await on.fetch(self._sql["schedules_ahead"]))[0]
+
+    async def schedule_next(self, on: Queryable, seen: Row, next_at: datetime) -> None:
+        """Write down when a new or changed schedule is due first, unless it has changed again."""
+        await on.fetch(self._sql["schedule_next"], seen["name"], seen["changed_at"], next_at)
+
+    async def schedule_fire(
+        self, on: Queryable, seen: Row, last: datetime, following: datetime, fired: Sequence[datetime]
+    ) -> list[UUID]:
+        """Move a schedule on and insert a run for each tick in `fired`; return their ids, none if somebody else has done so."""
+        rows = await on.fetch(self._sql["schedule_fire"], seen["name"], seen["next_at"], last, following, list(fired))
+        return [row["run_id"] for row in rows]
+
+    async def schedule_fault(self, on: Queryable, seen: Row, error: str) -> None:
+        """Fire it no more until somebody changes it."""
+        await on.fetch(self._sql["schedule_fault"], seen["name"], seen["changed_at"], error)
+
+    async def schedules_list(self, on: Queryable, name: str | None = None) -> list[Row]:
+        """All schedules, or the one of this name."""
+        return await on.fetch(self._sql["schedules_list"], name)
+
+    async def schedule_put(self, on: Queryable, new: NewSchedule) -> None:
+        """Make a schedule, or change it to exactly this."""
+        await on.fetch(
+            self._sql["schedule_put"],
+            new.name, new.cron, new.timezone, new.kind, new.payload, new.project_id, new.priority, new.max_attempts,
+            new.timeout, new.headers, new.paused, new.missed,
+        )  # fmt: skip
+
+    async def schedule_pause(self, on: Queryable, name: str, *, paused: bool) -> bool:
+        """Pause a schedule or let it go on; False if there is none."""
+        return bool(await on.fetch(self._sql["schedule_pause"], name, paused))
+
+    async def schedule_delete(self, on: Queryable, name: str) -> bool:
+        """Delete a schedule; False if there is none."""
+        return bool(await on.fetch(self._sql["schedule_delete"], name))
 
     # Waking and leading.
 

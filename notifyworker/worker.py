@@ -28,6 +28,7 @@ from notifyworker.migrate import check, open_or_explain
 from notifyworker.observe import Metrics, is_debug, log, outline
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
+from notifyworker.schedule import Scheduler
 from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
@@ -108,6 +109,7 @@ class Conductor:
             settings, self.store, direct, self.lease_owner, self.metrics,
             exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
         )  # fmt: skip
+        self.scheduler = Scheduler(self.store, self._side_link, self.metrics)
         self.listener.on_message = self._heard
         self.listener.on_late = self.leader.on_late = self.claims.lower
         self.listener.on_ready = self.turns.heard
@@ -142,7 +144,8 @@ class Conductor:
         self.keeper.ended.add_done_callback(self._keeper_ended)
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
-            ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("claims", self.claims.run()),
+            ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
+            ("claims", self.claims.run()),
         ):  # fmt: skip
             task = asyncio.create_task(loop, name=f"notifyworker {name}")
             task.add_done_callback(self._loop_ended)
@@ -356,6 +359,9 @@ class Conductor:
 
     def _heard(self, message: str) -> None:
         what, _, argument = message.partition(":")
+        if what == "schedules":
+            self.scheduler.changed()
+            return
         if what != "cancel":
             self.leader.heard(message)
             return
@@ -398,6 +404,7 @@ class Conductor:
 
     def _mode_changed(self, mode: str) -> None:
         self.reaper.lead(is_leading=mode != "follower")
+        self.scheduler.lead(is_leading=mode != "follower")
         if mode != "follower" and not self._stopping:
             self._in_background(self._note_mode(mode))
 
@@ -484,6 +491,7 @@ class Conductor:
             )
         if self.reaper.stands_in and self.leader.may_lead:
             reasons.append("the leader's lock is held by somebody who does not reap: this worker stands in")
+        reasons += self.scheduler.health()
         if self.settler.error is not None:
             since, why = self.settler.error
             reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - since:.0f} s: {why}")

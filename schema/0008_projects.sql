@@ -59,7 +59,8 @@ BEGIN
         RAISE EXCEPTION 'the role {name}_worker is missing: workers would find nothing'
             USING ERRCODE = 'undefined_object', HINT = 'Make the roles, then: SELECT {schema}.grant_roles();';
     END IF;
-    FOREACH relation IN ARRAY ARRAY['{schema}.runs', '{schema}.run_history', '{schema}.reaps', '{schema}.idempotency_keys']::regclass[] LOOP
+    FOREACH relation IN ARRAY ARRAY['{schema}.runs', '{schema}.run_history', '{schema}.reaps', '{schema}.idempotency_keys',
+        '{schema}.schedules']::regclass[] LOOP
         EXECUTE format('DROP POLICY IF EXISTS own_projects ON %s', relation);
         EXECUTE format('DROP POLICY IF EXISTS workers ON %s', relation);
         IF wanted THEN
@@ -73,7 +74,7 @@ BEGIN
     -- Partitions have no policy of their own: read past their parent they show nothing.
     FOR relation IN
         SELECT '{schema}.runs'::regclass UNION ALL SELECT '{schema}.reaps'::regclass
-        UNION ALL SELECT '{schema}.idempotency_keys'::regclass
+        UNION ALL SELECT '{schema}.idempotency_keys'::regclass UNION ALL SELECT '{schema}.schedules'::regclass
         UNION ALL SELECT relid FROM pg_partition_tree('{schema}.run_history')
     LOOP
         EXECUTE format('ALTER TABLE %s %s ROW LEVEL SECURITY', relation, CASE WHEN wanted THEN 'ENABLE' ELSE 'DISABLE' END);

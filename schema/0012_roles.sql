@@ -43,6 +43,8 @@ BEGIN
             ('worker', 'SELECT ON {schema}.all_runs, {schema}.settings, {schema}.migrations'),
             ('worker', 'SELECT, UPDATE, DELETE ON {schema}.idempotency_keys'),
             ('worker', 'SELECT, DELETE ON {schema}.pauses'),
+            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
+            ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.key_holder, {schema}.uuid7, {schema}.cancel, {schema}.retry'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce'),
