@@ -369,6 +369,9 @@ async def test_kinds_that_nobody_serves(dsn, connection):
     assert second.seen.startswith("'c' of project p")
     await connection.execute("UPDATE notifyworker.workers SET kinds = '{a,c}', project_ids = NULL")
     assert (await one(dsn, "kinds")).verdict is OK
+    await connection.execute("SELECT notifyworker.pause(kind => 'c')")
+    paused = await one(dsn, "kinds")
+    assert (paused.verdict, paused.seen) == (NOTE, "'c' of every project is paused until it is resumed")
 
 
 async def test_a_setting_that_is_not_the_fleets(dsn, monkeypatch):

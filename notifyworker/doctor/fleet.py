@@ -102,6 +102,10 @@ async def kinds(patient: Patient) -> list[Finding]:
         found.append(Finding("kinds", Verdict.WARNING, seen, todo))
     if len(unserved) > len(found):
         found.append(Finding("kinds", Verdict.WARNING, f"{len(unserved) - len(found)} more kinds are served by nobody"))
+    for pause in (await patient.store.pauses_list(patient.on))[:10]:
+        what = f"{repr(pause['kind']) if pause['kind'] else 'every kind'} of {'project ' + pause['project_id'] if pause['project_id'] else 'every project'}"
+        seen = f"{what} is paused {'until ' + format(pause['until'], '%Y-%m-%d %H:%M %Z') if pause['until'] else 'until it is resumed'}"
+        found.append(Finding("kinds", Verdict.NOTE, seen, "notifyworker resume ends it; notifyworker pauses has all of them."))
     return found or [Finding("kinds", Verdict.OK, "all that is ready is served" if ready else "nothing is ready")]
 
 
