@@ -16,7 +16,19 @@ import asyncpg
 
 from notifyworker.database import DatabaseError, Queryable, connect, explain
 from notifyworker.errors import InvalidRun, RunNotFound, SettingsError, WaitTimeout
-from notifyworker.given import REFUSALS, Conflicts, as_dict, check_integer, check_text, new_pause, new_run, refused, uuid_of
+from notifyworker.given import (
+    REFUSALS,
+    Conflicts,
+    as_dict,
+    check_integer,
+    check_text,
+    new_pause,
+    new_run,
+    new_schedule,
+    refused,
+    schedule_as_dict,
+    uuid_of,
+)
 from notifyworker.pause import Backoff
 from notifyworker.run import TERMINAL, State
 from notifyworker.settings import Settings
@@ -155,6 +167,31 @@ class Client:
     async def pauses(self) -> builtins.list[dict[str, Any]]:
         """Return what is paused now; None as kind or project_id: every one."""
         return [dict(row) for row in await self._store.pauses_list(await self._connected())]
+
+    async def put_schedule(self, name: str, cron: str, kind: str, payload: Any = None, **columns: Any) -> None:
+        """
+        Make a schedule, or change it to exactly this: a run of `kind` at each time of `cron` in `timezone` (UTC).
+
+        `missed` says what becomes of times at which nobody led: skip (also those more than a minute late), once, or all.
+        Raises InvalidRun, naming the column.
+        """
+        new = new_schedule(name, cron, kind, payload, **columns)
+        try:
+            await self._store.schedule_put(await self._connected(), new)
+        except REFUSALS as error:
+            raise refused(error) from error
+
+    async def schedules(self, name: str | None = None) -> builtins.list[dict[str, Any]]:
+        """All schedules, or the one of this name, each with the `next` times at which it fires."""
+        return [schedule_as_dict(row) for row in await self._store.schedules_list(await self._connected(), name)]
+
+    async def pause_schedule(self, name: str, *, paused: bool = True) -> bool:
+        """Let a schedule fire no more, or again; what it misses meanwhile is skipped. False if there is none."""
+        return await self._store.schedule_pause(await self._connected(), name, paused=paused)
+
+    async def delete_schedule(self, name: str) -> bool:
+        """Delete a schedule; False if there was none. Its runs stay."""
+        return await self._store.schedule_delete(await self._connected(), name)
 
     async def wait(self, run_id: UUID | str, timeout: float | None = None) -> dict[str, Any]:  # noqa: ASYNC109 - the contract's name
         """

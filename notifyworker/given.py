@@ -13,9 +13,10 @@ from uuid import UUID
 
 import asyncpg
 
+from notifyworker import cron as crons
 from notifyworker import payload as payloads
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
-from notifyworker.store import NewRun, Row
+from notifyworker.store import NewRun, NewSchedule, Row
 
 _YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _COLUMNS = frozenset(NewRun.__dataclass_fields__) - {"kind", "payload"}
@@ -129,6 +130,42 @@ def new_pause(**given: Any) -> NewPause:
     if seconds is not None and given.get("until") is not None:
         raise InvalidRun("seconds", "is given beside until", hint="give one of them")
     return NewPause(**given)
+
+
+def new_schedule(name: str, cron: str, kind: str, payload: Any = None, **columns: Any) -> NewSchedule:
+    """Check a schedule and encode it. Raises InvalidRun, which names the column."""
+    known = frozenset(NewSchedule.__dataclass_fields__)
+    if unknown := sorted(set(columns) - known):
+        raise InvalidRun(unknown[0], "a schedule has no such column", hint=f"there are: {', '.join(sorted(known))}")
+    given = {column: value for column, value in columns.items() if value is not None}
+    check_text("name", name, 200)
+    check_text("cron", cron, 500)
+    check_text("timezone", given.get("timezone", "UTC"), 100)
+    try:
+        crons.upcoming(cron, given.get("timezone", "UTC"), datetime.now(UTC), 1)
+    except ValueError as error:
+        raise InvalidRun("timezone" if "time zone" in str(error) else "cron", str(error)) from None
+    if given.get("missed", "skip") not in {"skip", "once", "all"}:
+        raise InvalidRun("missed", f"must be skip, once or all, not {given['missed']!r:.100}")
+    if not isinstance(given.get("paused", False), bool):
+        raise InvalidRun("paused", f"must be true or false, not {given['paused']!r:.100}")
+    own = {column: given.pop(column) for column in ("timezone", "missed", "paused") if column in given}
+    run = new_run(kind, payload, **given)
+    shared = {
+        column: getattr(run, column) for column in ("payload", "project_id", "priority", "max_attempts", "timeout", "headers")
+    }
+    return NewSchedule(name=name, cron=cron, kind=kind, **own, **shared)
+
+
+def schedule_as_dict(row: Row) -> dict[str, Any]:
+    """A row of schedules with its jsonb decoded, and the next five times at which it fires."""
+    shown = as_dict(row)
+    try:
+        first = row["next_at"] if not row["paused"] and row["error"] is None else None
+        shown["next"] = [] if first is None else [first, *crons.upcoming(row["cron"], row["timezone"], first, 4)]
+    except ValueError:
+        shown["next"] = []  # this host does not know the time zone; whoever leads says so
+    return shown
 
 
 def check_text(name: str, value: Any, longest: int) -> None:

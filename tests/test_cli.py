@@ -167,6 +167,7 @@ async def test_help_names_commands_and_exit_codes() -> None:
         "status",
         "doctor",
         "healthcheck",
+        "schedules",
         "pause",
         "resume",
         "config",

@@ -97,7 +97,24 @@ _PAUSE: Json = {
     "kind": _or_null(_TEXT), "project_id": _or_null(_TEXT), "until": _or_null(_MOMENT), "paused_at": _MOMENT, "reason": _or_null(_TEXT),
 }  # fmt: skip
 
+_NEW_SCHEDULE: Json = {
+    "cron": {**_NAME, "maxLength": 500, "description": "five fields, or six with seconds first"},
+    "kind": _NAME,
+    "timezone": _or_null({**_NAME, "maxLength": 100, "description": "such as Europe/Berlin; UTC by default"}),
+    **{name: _NEW_RUN[name] for name in ("payload", "project_id", "priority", "max_attempts", "timeout", "headers")},
+    "paused": _or_null(_FLAG),
+    "missed": _or_null({"type": "string", "enum": ["skip", "once", "all"]}),
+}
+_SCHEDULE: Json = {
+    "name": _TEXT, "cron": _TEXT, "timezone": _TEXT, "kind": _TEXT, "payload": _ANYTHING, "project_id": _TEXT, "priority": _INTEGER,
+    "max_attempts": _or_null(_INTEGER), "timeout": _or_null(_NUMBER), "headers": _ANYTHING, "paused": _FLAG, "missed": _TEXT,
+    "next_at": _or_null(_MOMENT), "last_tick_at": _or_null(_MOMENT), "error": _or_null(_TEXT), "changed_at": _MOMENT,
+    "next": {"type": "array", "items": _MOMENT},
+}  # fmt: skip
+
 _SCHEMAS: Json = {
+    "NewSchedule": _object(_NEW_SCHEDULE, optional=frozenset(_NEW_SCHEDULE) - {"cron", "kind"}, closed=True),
+    "Schedule": _object(_SCHEDULE),
     "NewPause": _object(_NEW_PAUSE, optional=frozenset(_NEW_PAUSE), closed=True),
     "Scope": _object(_SCOPE, optional=frozenset(_SCOPE), closed=True),
     "Problem": _object(
@@ -123,6 +140,7 @@ def _parameter(name: str, schema: Json, where: str = "query") -> Json:
 
 
 _RUN_ID = _parameter("run_id", _UUID, "path")
+_SCHEDULE_NAME = _parameter("name", _NAME, "path")
 _PAGING = [
     _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}),
     _parameter(
@@ -211,6 +229,27 @@ def _paths() -> Json:
         },
         "/pauses/resume": {
             "post": _operation("resume", "end a pause", {"200": _answer("done", _object({"resumed": _FLAG}))}, body=scope)
+        },
+        "/schedules": {
+            "get": _shown(
+                "list_schedules", "runs by the clock", _object({"schedules": {"type": "array", "items": _ref("Schedule")}})
+            )
+        },
+        "/schedules/{name}": {
+            "get": _shown("get_schedule", "one schedule", _ref("Schedule"), [_SCHEDULE_NAME]),
+            "put": _operation(
+                "put_schedule",
+                "make or change it",
+                {"200": _answer("as it is now", _ref("Schedule"))},
+                parameters=[_SCHEDULE_NAME],
+                body={"application/json": {"schema": _ref("NewSchedule")}},
+            ),
+            "delete": _operation(
+                "delete_schedule",
+                "delete it",
+                {"200": _answer("deleted", _object({"name": _TEXT, "deleted": _FLAG}))},
+                parameters=[_SCHEDULE_NAME],
+            ),
         },
         "/metrics": {"get": _operation("metrics", "metrics of this worker", metrics, is_open=True)},
         "/events": {"get": _operation("events", "state changes", events)},
