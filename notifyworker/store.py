@@ -158,10 +158,6 @@ class Store:
         """Lock a run that is held under this lease; False if it is not, or locked by somebody."""
         return bool(await on.fetch(self._sql["lock"], run.run_id, run.lease_token, lease_owner))
 
-    async def lock_waiting(self, on: Queryable, run: Run, lease_owner: str) -> bool:
-        """As `lock`, waiting for whoever has it locked."""
-        return bool(await on.fetch(self._sql["lock_waiting"], run.run_id, run.lease_token, lease_owner))
-
     async def settle(self, on: Queryable, lease_owner: str, outcomes: Sequence[Outcome]) -> int:
         """Running -> completed, failed or cancelled; return how many were settled."""
         rows = await on.fetch(

@@ -171,14 +171,27 @@ class Transactions:
         self._on_settled(outcome)
 
     async def _settle(self, connection: Connection, transaction: Transaction, attempt: Attempt, outcome: Outcome) -> None:
-        run = attempt.run
+        """
+        Settle it here; or find it locked by somebody for a moment (its own heartbeat, a cancel), and try again.
+
+        The settle is the first statement that locks the run, and the last before COMMIT: asyncpg sends it as a whole. Of
+        a statement that is only prepared the server waits for the rest, whatever its time-outs: were the run locked
+        already, and this process frozen at that moment, nobody could ever take it over.
+        """
+        run, backoff = attempt.run, Backoff(cap_s=0.2)
+        lease = {run.run_id: run.lease_token}
         await connection.execute(IN_TRANSACTION)
-        if not await self._store.lock_waiting(connection, run, self._lease_owner):
-            await _roll_back(connection, transaction)
-            self._on_lost(attempt)
-            raise LeaseLost(run.run_id, during="transaction")
-        statement = self._store.give_back if outcome.to is State.PENDING else self._store.settle
-        await statement(connection, self._lease_owner, [outcome])
+        while not await self._settled(connection, outcome):
+            if not await self._store.held(connection, self._lease_owner, lease):
+                await _roll_back(connection, transaction)
+                self._on_lost(attempt)
+                raise LeaseLost(run.run_id, during="transaction")
+            await asyncio.sleep(backoff.next_s())
+
+    async def _settled(self, connection: Connection, outcome: Outcome) -> bool:
+        if outcome.to is State.PENDING:
+            return bool(await self._store.give_back(connection, self._lease_owner, [outcome]))
+        return bool(await self._store.settle(connection, self._lease_owner, [outcome]))
 
     async def _was_committed(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Find out, for as long as the lease can last. Raises LeaseLost if it can't be found out, or was lost."""

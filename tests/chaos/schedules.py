@@ -148,7 +148,7 @@ STEPS = [
     Step("the look", statement("lanes"), _good),
     Step("claim", statement("claim"), _good),
     Step("settle", statement("settle"), _good),
-    Step("own transaction: lock", statement("lock_waiting"), _exact),
+    Step("own transaction: settle", statement("settle"), _exact),
     Step("own transaction: COMMIT", "COMMIT;", _exact),
     Step("give-back", statement("give_back"), _flaky),
     Step("heartbeat", statement("heartbeat"), _holding),
