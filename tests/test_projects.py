@@ -22,7 +22,7 @@ from notifyworker.store import Store
 
 ROLES = ("producer", "operator", "observer")
 HIDDEN = "hidden-of-b"
-STATEMENTS = ("claim", "lanes", "ready_since", "heartbeat", "held", "progress", "lock", "lock_waiting", "settle", "settled",
+STATEMENTS = ("claim", "lanes", "ready_since", "heartbeat", "held", "progress", "lock", "settle", "settled",
               "give_back", "reap", "expire", "orphans", "keys_forget", "absent_holders")  # fmt: skip
 
 

@@ -94,7 +94,8 @@ class Front:
 
     def cut(self) -> None:
         for writer in self._open:
-            writer.transport.abort()
+            if not writer.transport.is_closing():
+                writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
