@@ -153,9 +153,7 @@ class Client:
         """
         pause = new_pause(kind=kind, project_id=project_id, **until)
         try:
-            await self._store.pause(
-                await self._connected(), kind, project_id, until=pause.until, seconds=pause.seconds, reason=pause.reason
-            )
+            await self._store.pause(await self._connected(), pause)
         except asyncpg.InvalidParameterValueError as error:
             raise refused(error) from error
 

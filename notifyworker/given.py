@@ -5,7 +5,6 @@ The database checks all of it again; here it is told sooner, and in the same wor
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
@@ -16,7 +15,7 @@ import asyncpg
 from notifyworker import cron as crons
 from notifyworker import payload as payloads
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
-from notifyworker.store import NewRun, NewSchedule, Row
+from notifyworker.store import NewPause, NewRun, NewSchedule, Row
 
 _YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _COLUMNS = frozenset(NewRun.__dataclass_fields__) - {"kind", "payload"}
@@ -100,17 +99,6 @@ class Conflicts:
         # 55000 itself: below it stands, among others, a lock that could not be had in time.
         if isinstance(error, asyncpg.ObjectNotInPrerequisiteStateError) and error.sqlstate == "55000":
             raise RunConflict(str(error.args[0]), hint=error.hint) from error
-
-
-@dataclass(frozen=True, slots=True)
-class NewPause:
-    """What is not to be claimed (None: every kind or project), until when or for how long (neither: until resumed)."""
-
-    kind: str | None = None
-    project_id: str | None = None
-    until: datetime | None = None
-    seconds: float | None = None
-    reason: str | None = None
 
 
 def new_pause(**given: Any) -> NewPause:

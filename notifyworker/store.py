@@ -77,6 +77,17 @@ class NewSchedule:
     missed: str = "skip"
 
 
+@dataclass(frozen=True, slots=True)
+class NewPause:
+    """What is not to be claimed (None: every kind or project), until when or for how long (neither: until resumed)."""
+
+    kind: str | None = None
+    project_id: str | None = None
+    until: datetime | None = None
+    seconds: float | None = None
+    reason: str | None = None
+
+
 class Store:
     """The statements of one installation: of one schema's name."""
 
@@ -208,18 +219,9 @@ class Store:
         retried: UUID = (await on.fetch(self._sql["run_retry"], run_id))[0]["run_id"]
         return retried
 
-    async def pause(
-        self,
-        on: Queryable,
-        kind: str | None = None,
-        project_id: str | None = None,
-        *,
-        until: datetime | None = None,
-        seconds: float | None = None,
-        reason: str | None = None,
-    ) -> None:
-        """Claim none of these (None: of every kind or project) until then, or for so long; None: until `resume`."""
-        await on.fetch(self._sql["pause"], kind, project_id, until, seconds, reason)
+    async def pause(self, on: Queryable, new: NewPause) -> None:
+        """Claim none of these. Raises InvalidParameterValueError for a time that is over."""
+        await on.fetch(self._sql["pause"], new.kind, new.project_id, new.until, new.seconds, new.reason)
 
     async def resume(self, on: Queryable, kind: str | None = None, project_id: str | None = None) -> bool:
         """End exactly this pause; False if there was none."""

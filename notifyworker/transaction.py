@@ -8,7 +8,7 @@ locked under the same lease it was rolled back; and once the row is gone it was 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, cast
 
@@ -45,7 +45,7 @@ class Transactions:
         connections: int,
         unknown_s: float,
         max_result_bytes: Callable[[], int],
-        on_settled: Callable[[Outcome], None],
+        on_settled: Callable[[Sequence[Outcome]], None],
         on_ended: Callable[[Attempt, Outcome | None], None],
         on_lost: Callable[[Attempt], None],
     ) -> None:
@@ -94,7 +94,7 @@ class Transactions:
             except BaseException as error:
                 await _roll_back(connection, transaction)
                 if isinstance(error, asyncpg.ReadOnlySQLTransactionError):  # to a server that was made a standby
-                    connection.terminate()
+                    _cut(connection)
                 raise
             await self._end(attempt, connection, transaction, wish)
             if wish is not None:
@@ -168,7 +168,7 @@ class Transactions:
         finally:
             attempt.is_committing = False
         attempt.is_settled = True
-        self._on_settled(outcome)
+        self._on_settled([outcome])
 
     async def _settle(self, connection: Connection, transaction: Transaction, attempt: Attempt, outcome: Outcome) -> None:
         """

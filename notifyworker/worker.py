@@ -32,7 +32,7 @@ from notifyworker.schedule import Scheduler
 from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
-from notifyworker.store import QUEUE_LIMIT, Row, Served, Store
+from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Served, Store
 from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
@@ -102,7 +102,7 @@ class Conductor:
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
-            on_settled=self._settled_in_transaction, on_ended=self._ended, on_lost=self._lost_in_transaction,
+            on_settled=self._settled, on_ended=self._ended, on_lost=self._lost_in_transaction,
         )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
@@ -280,7 +280,7 @@ class Conductor:
         until = pause.until if isinstance(pause.until, datetime) else None
         seconds = None if isinstance(pause.until, datetime) else pause.until
         try:
-            await self.store.pause(self._side_link, kind, until=until, seconds=seconds, reason=str(pause))
+            await self.store.pause(self._side_link, NewPause(kind, until=until, seconds=seconds, reason=str(pause)))
             log.warning("kind_paused", kind=kind, until=str(pause.until), reason=str(pause))
         except DatabaseError as error:  # such as a time that is over already: then there is nothing to wait for
             log.warning("kind_not_paused", kind=kind, error=brief(error))
@@ -345,9 +345,6 @@ class Conductor:
                 self._tell_lost(attempt.run, why)
                 # After a lapse nobody may have taken it yet: then the release is accepted, else it is refused.
                 self.slots.end(attempt, "stopping" if why == "lapse" else "lost")
-
-    def _settled_in_transaction(self, outcome: Outcome) -> None:
-        self._settled([outcome])
 
     def _lost_in_transaction(self, attempt: Attempt) -> None:
         attempt.is_committing = False

@@ -46,7 +46,7 @@ async def pause(
     given = new_pause(kind=kind, project_id=project_id, until=until, seconds=seconds, reason=reason)
     async with opened(database) as db:
         try:
-            await db.store.pause(db.connection, kind, project_id, until=given.until, seconds=given.seconds, reason=reason)
+            await db.store.pause(db.connection, given)
         except asyncpg.InvalidParameterValueError as error:
             raise refused(error) from error
         await _show(db, json=json)

@@ -6,13 +6,14 @@ import asyncpg
 from aiohttp import web
 
 from notifyworker.errors import InvalidRun
-from notifyworker.given import NewPause, new_pause, refused
+from notifyworker.given import new_pause, refused
 from notifyworker.http.answer import json_answer
 from notifyworker.http.body import read_object
 from notifyworker.http.observed import Observed
 from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query
+from notifyworker.store import NewPause
 
 _NOTHING = frozenset[str]()
 
@@ -41,9 +42,7 @@ class Pauses:
         """Pause a kind, a project, or with `all` everything."""
         pause = await _given(request)
         try:
-            await self._store.pause(
-                self._pool, pause.kind, pause.project_id, until=pause.until, seconds=pause.seconds, reason=pause.reason
-            )
+            await self._store.pause(self._pool, pause)
         except asyncpg.InvalidParameterValueError as error:
             raise refused(error) from error
         return json_answer({"paused": True}, status=201)
