@@ -86,6 +86,11 @@ class Worker:
         """Let settings of the command line win over all others. Raises SettingsError."""
         self.settings = Settings.load(command_line, self._keywords)
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The settings that were given as keywords, before command line and environment."""
+        return {name: value for name, value in self._keywords.items() if value is not None}
+
     def handler(
         self, kind: str, *, timeout: float | timedelta | None = None, retry: Retry | None = None
     ) -> Callable[[AnyHandler], AnyHandler]:

@@ -4,6 +4,7 @@ Bring the schema up to this code: numbered files under schema/, each applied onc
 Ten processes may do so at once: the first holds an advisory lock until its commit, and the others find nothing to do.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -69,9 +70,9 @@ def script(schema: str) -> str:
     return "\n\n".join([*parts, "COMMIT;"])
 
 
-async def migrate(dsn: str, schema: str) -> list[Migration]:
+async def migrate(dsn: str, schema: str, *, done: Callable[[int], None] = lambda _version: None) -> list[Migration]:
     """
-    Apply what is missing and return it.
+    Apply what is missing and return it. `done` is told each version that is reached; none holds before all are.
 
     Raises SchemaTooNew if the database is ahead of this code, StartError if it can't be reached or refuses.
     """
@@ -86,6 +87,7 @@ async def migrate(dsn: str, schema: str) -> list[Migration]:
             missing = [m for m in migrations() if m.version > version]
             for migration in missing:
                 await connection.execute(_with_record(migration, schema))
+                done(migration.version)
         return missing
     except asyncpg.InsufficientPrivilegeError as error:
         message = f"{describe(dsn)}: {error.args[0]}"

@@ -5,6 +5,7 @@ An event names a fact that has been committed already, except those that say tha
 """
 
 import logging
+import os
 import sys
 import traceback
 from bisect import bisect_left
@@ -26,12 +27,13 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 3
 
 def configure_logging(log_format: Literal["auto", "console", "json"], log_level: str) -> None:
     """Write logs to stderr: for people on a terminal, as JSON lines elsewhere. Only the command line calls this."""
+    in_colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     renderer: Any = (
         structlog.processors.JSONRenderer(serializer=_dumps)
         if as_json
         # With rich at hand structlog's own choice prints the local variables of every frame: DSN, token, payloads.
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        else structlog.dev.ConsoleRenderer(colors=in_colour, exception_formatter=structlog.dev.plain_traceback)
     )
     structlog.configure(
         processors=[
