@@ -23,7 +23,7 @@ async def settled(database: DatabaseOptions, run_id: UUID, *, within_s: float | 
     """Wait, show progress meanwhile, print the result, and return the exit code that tells the outcome."""
     output.say(f"run {run_id}")
     run: dict[str, Any] = {}
-    with output.progress(f"run {run_id}") as told:
+    with output.progress("waiting") as told:
         try:
             async with until_signalled() as stop, asyncio.timeout(within_s), Watched(database, stop) as watched:
                 await _wait(watched, run_id, run, told)
