@@ -53,7 +53,7 @@ audit: $(TOOLS)/.installed  ## known vulnerabilities of what is pinned; asks the
 		{ echo "not audited, or vulnerable: see above (without a network nothing can be said)" >&2; exit 1; }
 
 lock: $(TOOLS)/.installed  ## pin anew what pyproject.toml asks for, with hashes (ARGS=--upgrade: the newest)
-	$(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra embedded --group dev \
+	$(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --group dev \
 		pyproject.toml -o requirements-dev.txt $(ARGS)
 
 chaos: $(STAMP)  ## fleets that are hurt, and a ledger of what became of it (SHORT=1 SEED=7 ONLY=claim MUTATE=1)
