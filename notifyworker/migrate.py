@@ -70,6 +70,23 @@ def script(schema: str) -> str:
     return "\n\n".join([*parts, "COMMIT;"])
 
 
+def statements(schema: str, *, above: int = 0, to: int | None = None) -> list[str]:
+    """
+    The SQL of the migrations from `above` (exclusive) to `to` (inclusive; None: the newest), for another migration tool.
+
+    To be executed in one transaction of that tool's, which keeps its own search_path. Name `to`: what a migration of
+    yours does then stays the same with each version of this package. Raises ValueError for a version that is not there.
+    """
+    newest_wanted = newest() if to is None else to
+    if not 0 <= above < newest_wanted <= newest():
+        message = f"there are the versions 1 to {newest()}, and none from {above + 1} to {newest_wanted}"
+        raise ValueError(message)
+    keep = "SELECT set_config('notifyworker.search_path', current_setting('search_path'), true)"
+    give_back = "SELECT set_config('search_path', current_setting('notifyworker.search_path'), true)"
+    wanted = [_with_record(m, schema) for m in migrations() if above < m.version <= newest_wanted]
+    return [keep, _PATH, *wanted, give_back]
+
+
 async def migrate(dsn: str, schema: str, *, done: Callable[[int], None] = lambda _version: None) -> list[Migration]:
     """
     Apply what is missing and return it. `done` is told each version that is reached; none holds before all are.
