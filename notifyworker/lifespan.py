@@ -10,6 +10,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from notifyworker import systemd
 from notifyworker.errors import SettingsError
 from notifyworker.handlers import AnyHandler, Handlers
 from notifyworker.http.sidecar import Sidecar
@@ -143,12 +144,9 @@ class Worker:
             if not await self._unless_stopped(self._start(standalone=True)):
                 return Ending("forced", self._signal) if self._force.is_set() else Ending("drained")
             assert self._conductor is not None
-            stopped = asyncio.ensure_future(self._stop.wait())
-            waiters: set[asyncio.Future[Any]] = {stopped, self._conductor.failed}
-            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            error = self._conductor.failed.exception() if self._conductor.failed.done() else None
-            in_time = await self._drained()
+            async with systemd.told(self._stop):
+                error = await self._ended(self._conductor)
+                in_time = await self._drained()
             if error is not None:
                 raise error
             if self._force.is_set():
@@ -159,6 +157,14 @@ class Worker:
                 loop.remove_signal_handler(number)
             watch.cancel()
             self._stop = asyncio.Event()  # a later run is not ended by what ended this one
+
+    async def _ended(self, conductor: Conductor) -> BaseException | None:
+        """Wait until somebody wants an end, or something of ours has failed; return what."""
+        stopped = asyncio.ensure_future(self._stop.wait())
+        waiters: set[asyncio.Future[Any]] = {stopped, conductor.failed}
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        return conductor.failed.exception() if conductor.failed.done() else None
 
     async def _unless_stopped(self, start: Coroutine[Any, Any, None]) -> bool:
         """Start; a signal or `stop()` ends that at once, whatever it waits for. Return whether it has started."""
