@@ -252,9 +252,9 @@ class Worker:
 
     def _signalled(self, number: int) -> None:
         if self._stop.is_set():
-            log.warning("forced_to_stop", signal=signal.Signals(number).name)
             self._signal = number
             self._force.set()
+            log.warning("forced_to_stop", signal=signal.Signals(number).name)
             return
-        log.info("stopping", signal=signal.Signals(number).name, hint="a second signal ends it at once")
         self._stop.set()
+        log.info("stopping", signal=signal.Signals(number).name, hint="a second signal ends it at once")

@@ -95,7 +95,7 @@ async def _following(at: DatabaseOptions) -> AsyncIterator[None]:
         try:
             async with Watched(at, stop) as watched:
                 await follow(watched, ALL_FOLLOWED.plain(), tell_people, interval_s=_FOLLOW_S)
-        except Stopped:
+        except (Stopped, BrokenPipeError):  # the latter: nobody reads what we print
             return
         except NotifyWorkerError as error:
             output.say(f"runs are not shown: {error}")
@@ -179,9 +179,9 @@ class _Supervisor:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-            if self._child is not None and self._child.returncode is None:
-                self._child.kill()
-                await self._child.wait()
+            if self._child is not None and self._child.returncode is None:  # something of ours has failed
+                _send(self._child, signal.SIGTERM)
+                await _gone(self._child, self._longest_s)
 
     async def _started(self) -> asyncio.subprocess.Process:
         child = await asyncio.create_subprocess_exec(
