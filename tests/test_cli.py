@@ -429,7 +429,7 @@ async def test_nobody_reads_its_log(tmp_path: Path, dsn: str, connection: asyncp
         failing = await _started(connection, "until", {"file": str(tmp_path / "go")})
         await connection.execute("INSERT INTO notifyworker.runs (kind, max_attempts) VALUES ('until', 1)")  # which is logged
         await eventually(
-            lambda: connection.fetchval("SELECT count(*) = 1 FROM notifyworker.run_history WHERE state = 'failed'"), 10
+            lambda: connection.fetchval("SELECT count(*) = 1 FROM notifyworker.run_history WHERE state = 'failed'"), 30
         )
         (tmp_path / "go").touch()
         await eventually(lambda: _is(connection, failing, "completed"), 30)
