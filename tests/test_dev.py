@@ -146,7 +146,11 @@ async def test_the_worker_does_not_outlive_a_dev_that_is_killed(tmp_path: Path, 
         assert len(children) == 1
         os.kill(told.process.pid, signal.SIGKILL)
         await told.process.wait()
-        await eventually(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE, 20)
+        try:
+            await eventually(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE, 20)
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children[0].kill()
 
 
 @pytest.mark.parametrize(("code", "word"), [("worker = 1\n", "is no Worker"), ("import nothing_of_the_kind\n", "app.py:1")])
