@@ -6,12 +6,12 @@ them is lost during a look.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
 from notifyworker.database import DatabaseError, Link, brief, is_refusal
-from notifyworker.lanes import Key, Lanes
+from notifyworker.lanes import Key, Lane, Lanes
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.run import Desk, Run
@@ -73,6 +73,11 @@ class Claims:
         self._half = (settings.concurrency + settings.prefetch + 1) // 2
         self._clock = asyncio.get_running_loop().time
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether a run that ends may make room for another by a limit or a key."""
+        return self._lanes.any_limited
+
     def stop(self) -> None:
         """Claim no more; what is on its way is still taken."""
         self._stopping = True
@@ -132,15 +137,21 @@ class Claims:
         began = self._clock()
         self._lanes.begin()
         rows = await self._store.lanes(self._link, self._served)
-        seen = [(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"]) for row in rows]
+        seen = [(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"], row["is_limited"]) for row in rows]
         is_ready = self._lanes.looked(seen, began, self._clock())
-        due_in_s = min((row["due_in_s"] for row in rows if row["due_in_s"] is not None), default=float("inf"))
+        dues = (row[name] for row in rows for name in ("due_in_s", "token_in_s"))
+        due_in_s = min((due for due in dues if due is not None), default=float("inf"))
         return is_ready, max(0.001, due_in_s)
 
     async def _claim(self) -> bool:
         """Claim from the marks on. Tell whether there may be more."""
-        limit = min(self._free(), max(_HALVED_FROM, self._half))
-        lanes = self._lanes.to_read()
+        for lanes in self._lanes.batches():
+            if (limit := min(self._free(), max(_HALVED_FROM, self._half))) <= 0 or await self._claim_of(lanes, limit):
+                return True
+        return False
+
+    async def _claim_of(self, lanes: Sequence[Lane], limit: int) -> bool:
+        """Claim from lanes of one sort. Tell whether there may be more."""
         sent_at = self._clock()
         slack = self._lanes.slack(sent_at)
         self._lanes.begin()
@@ -154,7 +165,7 @@ class Claims:
         self._on_answer(found=bool(runs), has_more=self.more)
         if runs:
             runs.sort(key=_turn)
-            self._note_marks(runs)
+            self._note_marks(runs, is_limited=lanes[0].is_limited)
             self._on_claimed(runs, sent_at)
         if not self.more:
             self._lanes.exhausted(lanes)
@@ -168,10 +179,11 @@ class Claims:
                 if (row["run_id"], row["lease_token"]) not in known:
                     self._on_orphan(row)
 
-    def _note_marks(self, runs: list[Run]) -> None:
+    def _note_marks(self, runs: list[Run], *, is_limited: bool) -> None:
         last: dict[Key, float] = {}
         for run in runs:
-            last[run.kind, run.project_id, -run.priority] = run.due_at_s  # a lane's runs come in the order of run_at
+            run.is_limited = is_limited
+            last[run.kind, run.project_id, -2 * run.priority] = run.due_at_s  # a lane's runs come in the order of run_at
         for key, due_at_s in last.items():
             self._lanes.found(key, datetime.fromtimestamp(due_at_s, UTC))
 

@@ -98,8 +98,14 @@ class Reaper:
             continue
         await self._store.pauses_forget(self._link)
         await self._store.workers_forget(self._link, sorted(self._absent))
+        await self._mend_limits()
         leader = self._lease_owner if self.is_leading else None
         await self._store.reaper_pass(self._link, leader, taken=taken, failed=failed, next_in_s=self.interval_s)
+
+    async def _mend_limits(self) -> None:
+        """Cast the net under limits and keys."""
+        if mended := await self._store.mend_limits(self._link):
+            log.warning("limits_mended", number=mended)
 
     async def _take_over(self) -> float:
         """

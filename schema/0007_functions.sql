@@ -61,6 +61,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     was_running boolean;
+    was_limited boolean;
 BEGIN
     WITH gone AS (
         DELETE FROM {schema}.runs AS r WHERE r.run_id = cancel.run_id AND {schema}.caller_sees(r.project_id) RETURNING *
@@ -73,13 +74,16 @@ BEGIN
             concurrency_key, payload, headers, errors, progress
           FROM gone
     )
-    SELECT state = 'running' INTO was_running FROM gone;
+    SELECT state = 'running', is_limited INTO was_running, was_limited FROM gone;
     IF was_running IS NULL THEN
         IF EXISTS (SELECT FROM {schema}.run_history AS h
                     WHERE h.run_id = cancel.run_id AND {schema}.caller_sees(h.project_id)) THEN
             RAISE EXCEPTION 'run % is settled already', cancel.run_id USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
         RAISE EXCEPTION 'no run has the id %', cancel.run_id USING ERRCODE = 'no_data_found';
+    END IF;
+    IF was_limited THEN  -- its key and its places stay taken until its handler has ended
+        UPDATE {schema}.places AS p SET lingers = true WHERE p.run_id = cancel.run_id;
     END IF;
     IF was_running AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('{name}', 'cancel:' || cancel.run_id::text);
