@@ -1,6 +1,7 @@
 """Concurrency keys, limits and rates: never more at once than was said, nobody starves, and nothing is claimed in vain."""
 
 import asyncio
+import itertools
 import time
 from collections import Counter, defaultdict
 from uuid import UUID
@@ -9,7 +10,7 @@ import asyncpg
 import pytest
 from servers import eventually
 
-from notifyworker import Run, Worker
+from notifyworker import Run
 
 INSERT = """INSERT INTO notifyworker.runs (kind, project_id, concurrency_key, priority)
             SELECT $1, $2, $3, $4 FROM generate_series(1, $5) RETURNING run_id"""
@@ -194,7 +195,7 @@ async def test_a_rate_of_each_key(fleet, ledger, connection):
         starts = await connection.fetch(
             "SELECT started_at FROM notifyworker.run_history WHERE concurrency_key = $1 ORDER BY started_at", key
         )
-        for one, next_one in zip(starts, starts[1:], strict=False):
+        for one, next_one in itertools.pairwise(starts):
             assert (next_one["started_at"] - one["started_at"]).total_seconds() >= 0.199
 
 
