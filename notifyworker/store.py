@@ -250,6 +250,14 @@ class Store:
         """End exactly this limit; False if there was none."""
         return bool((await on.fetch(self._sql["limit_remove"], kind, project_id, per))[0]["removed"])
 
+    async def share_set(self, on: Queryable, project_id: str, weight: float) -> None:
+        """Give a project this weight."""
+        await on.fetch(self._sql["share_set"], project_id, weight)
+
+    async def shares_list(self, on: Queryable) -> list[Row]:
+        """Return the weights that were given, and what those projects' runs take."""
+        return await on.fetch(self._sql["shares_list"])
+
     async def limits_list(self, on: Queryable) -> list[Row]:
         """Return every limit, and how many places of it are taken."""
         return await on.fetch(self._sql["limits_list"])

@@ -1,14 +1,20 @@
 """Whose turn it is: projects share the slots, by weight; and who waits long enough gains a priority."""
 
 import asyncio
+import re
+import types
 from collections import Counter
+from pathlib import Path
 
+import aiohttp
 import pytest
 from servers import eventually
+from test_cli import call, refused
 
-from notifyworker import Run
+from notifyworker import Client, InvalidRun, Run, Worker
 from notifyworker.shares import Shares
 
+PAGE = Path(__file__).parents[1] / "docs" / "turns.md"
 INSERT = "INSERT INTO notifyworker.runs (kind, project_id, priority) SELECT 'a', $1, $2 FROM generate_series(1, $3)"
 
 
@@ -116,3 +122,42 @@ def test_a_project_with_several_lanes_has_one_share():
     shares = Shares()
     shares.ready({"a": 1.0, "b": 3.0})
     assert shares.split([("a", True), ("a", True), ("b", True), ("c", False)], 100) == [25, 25, 75, 20]
+
+
+async def test_a_share_is_set_and_shown_by_command_line_client_and_http(dsn, make_worker):
+    env = {"NOTIFYWORKER_DSN": dsn}
+    (shown,) = (await call("shares", "set", "acme", "3", "--json", env=env)).json()["shares"]
+    assert (shown["project_id"], shown["weight"], shown["running"]) == ("acme", 3, 0)
+    assert re.search(r"acme +3", (await call("shares", "list", env=env)).out)
+    assert "weight" in await refused(2, "shares", "set", "acme", "-1", env=env)
+    async with Client(dsn) as client:
+        await client.set_share("acme", 1)
+        assert await client.shares() == []
+        with pytest.raises(InvalidRun, match="weight"):
+            await client.set_share("acme", 0)
+    worker = Worker(dsn, sidecar=True, port=0)
+    worker.handler("a")(print)
+    async with worker, aiohttp.ClientSession(str(worker.url)) as http:
+        async with http.post("/shares", json={"project_id": "acme", "weight": 2}) as answer:
+            assert answer.status == 200
+        async with http.get("/shares") as answer:
+            assert [share["weight"] for share in (await answer.json())["shares"]] == [2]
+        for wrong in ({"project_id": "acme"}, {"weight": 2}, {"project_id": "acme", "weight": 2, "more": 1}):
+            async with http.post("/shares", json=wrong) as answer:
+                assert answer.status == 400
+
+
+async def test_the_pages_examples(dsn, connection, monkeypatch):
+    monkeypatch.setenv("NOTIFYWORKER_DSN", dsn)
+    text = PAGE.read_text()
+    (sql,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    await connection.execute(sql)
+    assert await connection.fetch("SELECT project_id, weight FROM notifyworker.shares") == [("trial", 0.25)]
+    (sh,) = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for line in sh.splitlines():
+        await call(*line.split()[1:], env={"NOTIFYWORKER_DSN": dsn})
+    (python,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    page = types.ModuleType("page")
+    exec(compile(python, str(PAGE), "exec"), page.__dict__)
+    await page.main()
+    assert await connection.fetchval("SELECT weight FROM notifyworker.shares WHERE project_id = 'acme'") == 3
