@@ -91,8 +91,8 @@ END $do$;
 CREATE INDEX runs_ready ON {schema}.runs (kind, project_id, {rank}, run_at, run_id)
     WHERE state = 'pending' AND waits_for IS NULL;
 
--- Who waits for a concurrency key, in the order in which it gets it.
-CREATE INDEX runs_waiting ON {schema}.runs (project_id, concurrency_key, (-priority::int), run_at, run_id)
+-- Who waits for a concurrency key, of each kind in the order in which it gets it.
+CREATE INDEX runs_waiting ON {schema}.runs (project_id, concurrency_key, kind, (-priority::int), run_at, run_id)
     WHERE waits_for = 'key';
 
 -- The reaper's. Not "WHERE state = 'running'": on a queue statistics are always stale, and the planner takes such an
