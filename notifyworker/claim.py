@@ -6,12 +6,12 @@ them is lost during a look.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import UUID
 
 from notifyworker.database import DatabaseError, Link, brief, is_refusal
-from notifyworker.lanes import Key, Lane, Lanes
+from notifyworker.lanes import Batch, Key, Lanes, Seen
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.run import Desk, Run
@@ -67,7 +67,7 @@ class Claims:
         #: Since when, in time.monotonic(), and why nothing can be claimed.
         self.error: tuple[float, str] | None = None
         self.is_claiming = False
-        self._lanes = Lanes()
+        self._lanes = Lanes(settings.priority_ageing_s)
         self._stopping = False
         self._doubt_until = 0.0
         self._half = (settings.concurrency + settings.prefetch + 1) // 2
@@ -137,7 +137,7 @@ class Claims:
         began = self._clock()
         self._lanes.begin()
         rows = await self._store.lanes(self._link, self._served)
-        seen = [(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"], row["is_limited"]) for row in rows]
+        seen = (Seen(*(row[name] for name in Seen._fields)) for row in rows)
         is_ready = self._lanes.looked(seen, began, self._clock())
         dues = (row[name] for row in rows for name in ("due_in_s", "token_in_s"))
         due_in_s = min((due for due in dues if due is not None), default=float("inf"))
@@ -145,30 +145,30 @@ class Claims:
 
     async def _claim(self) -> bool:
         """Claim from the marks on. Tell whether there may be more."""
-        for lanes in self._lanes.batches():
-            if (limit := min(self._free(), max(_HALVED_FROM, self._half))) <= 0 or await self._claim_of(lanes, limit):
+        may_be_more = False
+        for batch in self._lanes.batches(min(self._free(), max(_HALVED_FROM, self._half))):
+            if (limit := min(self._free(), max(_HALVED_FROM, self._half))) <= 0:
                 return True
-        return False
+            may_be_more = await self._claim_of(batch, limit) or may_be_more
+        return may_be_more
 
-    async def _claim_of(self, lanes: Sequence[Lane], limit: int) -> bool:
+    async def _claim_of(self, batch: Batch, limit: int) -> bool:
         """Claim from lanes of one sort. Tell whether there may be more."""
         sent_at = self._clock()
         slack = self._lanes.slack(sent_at)
         self._lanes.begin()
         runs = await self._store.claim(
-            self._link, self._served, lanes, slack, limit=limit, lease_owner=self._lease_owner, lease_s=self._settings.lease_s,
+            self._link, self._served, batch, slack, limit=limit, lease_owner=self._lease_owner, lease_s=self._settings.lease_s,
             enforce_shadow=self._settings.shadow == "enforce", desk=self._desk,
         )  # fmt: skip
         self._lanes.read(slack, sent_at, self._clock())
         self._metrics.claims.labels("some" if runs else "none").inc()
-        self.more = len(runs) == limit
+        self.more = self._lanes.have_more(batch, runs, limit)
         self._on_answer(found=bool(runs), has_more=self.more)
         if runs:
             runs.sort(key=_turn)
-            self._note_marks(runs, is_limited=lanes[0].is_limited)
+            self._note_marks(runs, is_limited=batch.is_limited)
             self._on_claimed(runs, sent_at)
-        if not self.more:
-            self._lanes.exhausted(lanes)
         return self.more
 
     async def _find_orphans(self) -> None:

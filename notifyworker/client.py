@@ -21,6 +21,7 @@ from notifyworker.given import (
     Conflicts,
     as_dict,
     check_integer,
+    check_share,
     check_text,
     limit_scope,
     new_limit,
@@ -201,6 +202,15 @@ class Client:
     async def limits(self) -> builtins.list[dict[str, Any]]:
         """Return all limits, each with how many places of it are taken (`running`); None as kind or project_id: every one."""
         return [dict(row) for row in await self._store.limits_list(await self._connected())]
+
+    async def set_share(self, project_id: str, weight: float) -> None:
+        """Give a project this part of the slots while several have something ready; 1 is what each has. Raises InvalidRun."""
+        check_share(project_id, weight)
+        await self._store.share_set(await self._connected(), project_id, float(weight))
+
+    async def shares(self) -> builtins.list[dict[str, Any]]:
+        """Return the projects with another weight than 1."""
+        return [dict(row) for row in await self._store.shares_list(await self._connected())]
 
     async def put_schedule(self, name: str, cron: str, kind: str, payload: Any = None, **columns: Any) -> None:
         """

@@ -157,6 +157,13 @@ def limit_scope(**given: Any) -> NewLimit:
     return limit
 
 
+def check_share(project_id: Any, weight: Any) -> None:
+    """Raise InvalidRun unless they are a project and a weight."""
+    check_text("project_id", project_id, 200)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.001 <= weight <= 1000:  # noqa: PLR2004 - as the column
+        raise InvalidRun("weight", f"must be a number between 0.001 and 1000, not {weight!r:.100}")
+
+
 def new_schedule(name: str, cron: str, kind: str, payload: Any = None, **columns: Any) -> NewSchedule:
     """Check a schedule and encode it. Raises InvalidRun, which names the column."""
     known = frozenset(NewSchedule.__dataclass_fields__)

@@ -16,7 +16,7 @@ from uuid import UUID
 import asyncpg
 
 from notifyworker.database import Queryable
-from notifyworker.lanes import Lane
+from notifyworker.lanes import Batch, Lane
 from notifyworker.migrate import render
 from notifyworker.run import Desk, Outcome, Run, State
 
@@ -144,7 +144,7 @@ class Store:
         self,
         on: Queryable,
         served: Served,
-        lanes: Sequence[Lane],
+        batch: Batch,
         slack: timedelta,
         *,
         limit: int,
@@ -154,11 +154,13 @@ class Store:
         desk: Desk | None = None,
     ) -> list[Run]:
         """Pending -> running, for up to `limit` runs of lanes of one sort, each with a fresh lease; in no order."""
+        lanes = batch.lanes
         rows = await on.fetch(
-            self._sql["claim_limited" if lanes and lanes[0].is_limited else "claim"],
+            self._sql["claim_limited" if batch.is_limited else "claim"],
             [lane.kind for lane in lanes], [lane.project_id for lane in lanes], [lane.rank for lane in lanes],
             [lane.read_from(slack) for lane in lanes], served.kinds, list(served.max_attempts.values()),
             [served.timeouts_s[kind] for kind in served.max_attempts], limit, lease_owner, lease_s, enforce_shadow,
+            batch.most,
         )  # fmt: skip
         made = partial(Run, desk=desk)
         return [made(*row) for row in rows]
@@ -247,6 +249,14 @@ class Store:
     async def limit_remove(self, on: Queryable, kind: str | None, project_id: str | None, per: str) -> bool:
         """End exactly this limit; False if there was none."""
         return bool((await on.fetch(self._sql["limit_remove"], kind, project_id, per))[0]["removed"])
+
+    async def share_set(self, on: Queryable, project_id: str, weight: float) -> None:
+        """Give a project this weight."""
+        await on.fetch(self._sql["share_set"], project_id, weight)
+
+    async def shares_list(self, on: Queryable) -> list[Row]:
+        """Return the weights that were given, and what those projects' runs take."""
+        return await on.fetch(self._sql["shares_list"])
 
     async def limits_list(self, on: Queryable) -> list[Row]:
         """Return every limit, and how many places of it are taken."""

@@ -307,7 +307,7 @@ END $$;
 -- whoever had the lock before has done.
 CREATE FUNCTION {schema}.claim_limited(
     kinds text[], project_ids text[], ranks integer[], marks timestamptz[], served text[], attempts smallint[],
-    timeouts_s float8[], wanted integer, lease_owner text, lease_s float8, is_shadow boolean
+    timeouts_s float8[], wanted integer, lease_owner text, lease_s float8, is_shadow boolean, mosts bigint[]
 ) RETURNS TABLE (
     run_id uuid, lease_token bigint, kind text, project_id text, priority smallint, due_at_s float8, payload jsonb,
     headers jsonb, attempt smallint, max_attempts smallint, was_shadow boolean, timeout_s float8, expired boolean,
@@ -335,14 +335,14 @@ BEGIN
         END IF;
     END LOOP;
     FOR lane IN
-        SELECT * FROM unnest(claim_limited.kinds, claim_limited.project_ids, claim_limited.ranks, claim_limited.marks)
-                 WITH ORDINALITY AS a (kind, project_id, rank, mark, nr)
+        SELECT * FROM unnest(claim_limited.kinds, claim_limited.project_ids, claim_limited.ranks, claim_limited.marks,
+                             claim_limited.mosts) WITH ORDINALITY AS a (kind, project_id, rank, mark, most, nr)
          WHERE NOT EXISTS (
             SELECT FROM {schema}.pauses AS p
              WHERE p.kind IN ('', a.kind) AND p.project_id IN ('', a.project_id) AND (p.until IS NULL OR p.until > now()))
          ORDER BY a.nr
     LOOP
-        free := least(claim_limited.wanted, ({schema}.room(lane.kind, lane.project_id, locked)).free);
+        free := least(claim_limited.wanted, lane.most, ({schema}.room(lane.kind, lane.project_id, locked)).free);
         CONTINUE WHEN free <= 0;
         IF lane.rank & 1 = 1 THEN
             taken := {schema}.take_keys(

@@ -57,7 +57,7 @@ async def fleet(make_worker, ledger):
     return workers
 
 
-async def insert(connection, kind="a", project="default", key=None, priority=0, number=1, waits=False) -> list[UUID]:
+async def insert(connection, kind="a", project="default", *, key=None, priority=0, number=1, waits=False) -> list[UUID]:
     rows = await connection.fetch(
         """INSERT INTO notifyworker.runs (kind, project_id, concurrency_key, priority, headers)
            SELECT $1, $2, $3, $4, jsonb_strip_nulls(jsonb_build_object('key', $3::text, 'waits', nullif($6, false)))
@@ -268,7 +268,7 @@ async def test_a_shadow_run_holds_no_key_and_no_place(fleet, ledger, connection)
 async def test_the_key_of_a_dead_worker_is_free_when_its_runs_are_taken_over(fleet, ledger, connection):
     (held,) = await insert(connection, key="x")
     await connection.execute("UPDATE notifyworker.runs SET run_at = now() - interval '1 s'")
-    dead = "SELECT * FROM notifyworker.claim_limited('{a}', '{default}', '{1}', '{-infinity}', '{a}', '{3}', '{null}', 1, 'dead', 60, false)"
+    dead = "SELECT * FROM notifyworker.claim_limited('{a}', '{default}', '{1}', '{-infinity}', '{a}', '{3}', '{null}', 1, 'dead', 60, false, '{1}')"
     assert (await connection.fetchrow(dead))["run_id"] == held
     await connection.execute("UPDATE notifyworker.runs SET lease_expires_at = now() - interval '1 s'")
     await insert(connection, key="x")

@@ -16,7 +16,7 @@ from notifyworker.store import Store
 CLAIM = """SELECT * FROM notifyworker.claim_limited(
     $1::text[], array_fill($2::text, array[cardinality($1)]), array_fill($3::integer, array[cardinality($1)]),
     array_fill('1970-01-01Z'::timestamptz, array[cardinality($1)]), $1, array_fill(3::smallint, array[cardinality($1)]),
-    array_fill(null::float8, array[cardinality($1)]), $4, $5, 60, $6)"""
+    array_fill(null::float8, array[cardinality($1)]), $4::integer, $5, 60, $6, array_fill($4::bigint, array[cardinality($1)]))"""
 WAITS = "SELECT count(*) FROM notifyworker.runs WHERE waits_for = 'key'"
 READY = "SELECT run_id FROM notifyworker.runs WHERE state = 'pending' AND waits_for IS NULL ORDER BY run_id"
 

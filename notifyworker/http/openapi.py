@@ -130,6 +130,9 @@ _SCHEDULE: Json = {
     "next": {"type": "array", "items": _MOMENT},
 }  # fmt: skip
 
+_NEW_SHARE: Json = {"project_id": _NAME, "weight": {"type": "number", "minimum": 0.001, "maximum": 1000}}
+_SHARE: Json = {"project_id": _TEXT, "weight": _NUMBER, "changed_at": _MOMENT, "running": _INTEGER}
+
 _SCHEMAS: Json = {
     "NewSchedule": _object(_NEW_SCHEDULE, optional=frozenset(_NEW_SCHEDULE) - {"cron", "kind"}, closed=True),
     "Schedule": _object(_SCHEDULE),
@@ -282,6 +285,19 @@ def _paths() -> Json:
                 "delete it",
                 {"200": _answer("deleted", _object({"name": _TEXT, "deleted": _FLAG}))},
                 parameters=[_SCHEDULE_NAME],
+            ),
+        },
+        "/shares": {
+            "get": _shown(
+                "list_shares",
+                "projects with another weight than 1",
+                _object({"shares": {"type": "array", "items": _object(_SHARE)}}),
+            ),
+            "post": _operation(
+                "set_share",
+                "give a project a part of the slots",
+                {"200": _answer("as it is now", _object({name: _NEW_SHARE[name] for name in _NEW_SHARE}))},
+                body={"application/json": {"schema": {**_object(_NEW_SHARE), "additionalProperties": False}}},
             ),
         },
         "/metrics": {"get": _operation("metrics", "metrics of this worker", metrics, is_open=True)},

@@ -24,6 +24,7 @@ from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
+from notifyworker.http.shares import Shares
 from notifyworker.store import NewRun, Row
 
 _NOTHING = frozenset[str]()
@@ -66,6 +67,7 @@ class Routes:
             *Pauses(self._worker, self._pool).table(),
             *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
+            *Shares(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
             web.get("/openapi.json", self.openapi),

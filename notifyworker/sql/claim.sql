@@ -1,9 +1,10 @@
 -- pending -> running, for up to $7 runs, each with a fresh lease.
 -- An element a lane, in the order in which they are read: $1 kind, $2 project_id, $3 rank (the negative priority), $4 the
--- mark from which it is read. An element a kind: $5 kind, $6 the handler's max_attempts, $7 its timeout in seconds (null:
+-- mark from which it is read, and $12 how many are taken of it at most. An element a kind: $5 kind, $6 the handler's max_attempts, $7 its timeout in seconds (null:
 -- none). $8 limit, $9 lease_owner, $10 lease in seconds, $11 whether every run is made a shadow run
 WITH lane AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[]) AS l (kind, project_id, rank, mark)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[], $12::bigint[])
+        AS l (kind, project_id, rank, mark, most)
      -- As a rule nothing is paused or limited, which is found out once a claim and not once a lane.
      WHERE ((SELECT NOT EXISTS (SELECT FROM {schema}.pauses)) OR NOT EXISTS (
          SELECT FROM {schema}.pauses AS p
@@ -23,7 +24,7 @@ WITH lane AS (
              AND {rank} = l.rank AND r.run_at >= l.mark AND r.run_at <= now()
            -- All of the index's columns: under a policy of rows (schema/0008) the planner does not conclude from the
            -- tests above that the first three are the same throughout, and would sort.
-           ORDER BY r.kind, r.project_id, {rank}, r.run_at, r.run_id LIMIT $8
+           ORDER BY r.kind, r.project_id, {rank}, r.run_at, r.run_id LIMIT l.most
              FOR UPDATE SKIP LOCKED) AS ready
      LIMIT $8
 )

@@ -26,9 +26,10 @@ SELECT l.kind, l.project_id, l.rank, least(l.run_at, now()) AS mark, l.run_at <=
             WHERE r.state = 'pending' AND r.waits_for IS NULL AND r.kind = l.kind AND r.project_id = l.project_id
               AND {rank} = l.rank AND r.run_at > now()
             ORDER BY r.kind, r.project_id, {rank}, r.run_at LIMIT 1) END - now()) AS due_in_s,
+       date_part('epoch', now() - l.run_at) AS waited_s, coalesce(s.weight, 1) AS weight,
        limited.by_any OR l.rank & 1 = 1 AS is_limited,
        date_part('epoch', CASE WHEN limited.by_rate THEN ({schema}.room(l.kind, l.project_id)).due_at END - now()) AS token_in_s
-  FROM lane AS l, LATERAL (
+  FROM lane AS l LEFT JOIN {schema}.shares AS s ON s.project_id = l.project_id, LATERAL (
       -- 9999: until it is resumed, of which a notification tells.
       SELECT max(coalesce(p.until, '9999-01-01 00:00:00+00')) AS until
         FROM {schema}.pauses AS p
