@@ -132,7 +132,9 @@ def new_limit(**given: Any) -> NewLimit:
         if getattr(limit, name) is not None:
             check_integer(name, getattr(limit, name), 1, 1_000_000)
     per_s = limit.per_s
-    if per_s is not None and (isinstance(per_s, bool) or not isinstance(per_s, int | float) or not 0.001 <= per_s <= 31 * 86400):
+    if per_s is not None and (
+        isinstance(per_s, bool) or not isinstance(per_s, int | float) or not 0.001 <= per_s <= 31 * 86400  # noqa: PLR2004 - as the column
+    ):
         raise InvalidRun("per_s", f"must be seconds between 0.001 and 2678400 (31 days), not {per_s!r:.100}")
     for name in ("per_s", "burst"):
         if limit.rate is None and getattr(limit, name) is not None:
@@ -151,7 +153,9 @@ def limit_scope(**given: Any) -> NewLimit:
     if limit.per not in ("all", "project", "key"):
         raise InvalidRun("per", f"must be all, project or key, not {limit.per!r:.100}")
     if limit.per == "key" and limit.kind is not None:
-        raise InvalidRun("kind", "is given beside per='key'", hint="leave it out: a key is its project's, whatever the kind of a run")
+        raise InvalidRun(
+            "kind", "is given beside per='key'", hint="leave it out: a key is its project's, whatever the kind of a run"
+        )
     if limit.per == "project" and limit.project_id is not None:
         raise InvalidRun("project_id", "is given beside per='project'", hint="leave one of them out")
     return limit

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 from servers import eventually
 from test_concurrency import Ledger, insert, ledger, nothing_is_held, settled  # noqa: F401 - a fixture
+from test_roles import login
 
 from notifyworker import Run
 from notifyworker.store import Store
@@ -163,7 +164,9 @@ async def test_the_backlog_of_a_key_that_waits_for_a_token_is_read_once(connecti
     due = await connection.fetch("SELECT run_at > now() AS is_later FROM notifyworker.runs WHERE waits_for IS NULL")
     assert [row["is_later"] for row in due] == [True]
     # The token is there: it goes on, one after the other.
-    await connection.execute("UPDATE notifyworker.runs SET run_at = now() WHERE waits_for IS NULL; DELETE FROM notifyworker.rates")
+    await connection.execute(
+        "UPDATE notifyworker.runs SET run_at = now() WHERE waits_for IS NULL; DELETE FROM notifyworker.rates"
+    )
     (second,) = await claim(connection, "a")
     assert await settle(connection, second) == 1
     assert await connection.fetchval(WAITS) == 598
@@ -295,3 +298,64 @@ async def _none_is_ready_but_waits(connection) -> bool:
 
 async def _is_settled(connection, run: UUID) -> bool:
     return await connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.run_history WHERE run_id = $1)", run)
+
+
+async def test_a_run_that_is_given_back_and_was_cancelled_meanwhile_gives_its_key_back(make_worker, ledger, connection, other):  # noqa: F811
+    """A lapse gives back what waits for a slot; the release is refused, since there is nothing to release any more."""
+    worker = make_worker(poll_interval_s=60, concurrency=1, prefetch=1)
+    worker.handler("a")(ledger.handle)
+    async with worker:
+        await insert(connection, key="x", waits=True)
+        (second,) = await insert(connection, key="y", waits=True)
+        await eventually(lambda: connection.fetchval("SELECT count(*) = 2 FROM notifyworker.places"))
+        async with other.transaction():
+            await other.execute("SELECT notifyworker.cancel($1)", second)
+            worker._conductor._lost({second: 1}, "lapse")
+        await eventually(lambda: connection.fetchval("SELECT count(*) = 1 FROM notifyworker.places"))
+        ledger.go.set()
+        await eventually(lambda: nothing_is_held(connection))
+
+
+@pytest.mark.parametrize("where", ["kind", "project_id", "concurrency_key"])
+async def test_a_key_that_no_index_takes_is_refused_when_it_is_inserted(connection, where):
+    """And not by each claim that would take it, in the way of all others."""
+    longest = {"kind": 200, "project_id": 200, "concurrency_key": 500}
+    row = {name: "".join(chr(0x10000 + (i * 7919 + len(name)) % 65000) for i in range(n)) for name, n in longest.items()}
+    columns = f"INSERT INTO notifyworker.runs ({', '.join(row)}) VALUES ($1, $2, $3)"
+    with pytest.raises(asyncpg.CheckViolationError, match="concurrency_key_has_at_most_2600_bytes"):
+        await connection.execute(columns, *row.values())
+    # Exactly as much as may be is claimed, waits and gets its turn.
+    row = {name: value if name == where else "x" for name, value in row.items()}
+    row["concurrency_key" if where != "concurrency_key" else "kind"] += "y" * 30
+    for _ in range(2):
+        await connection.execute(columns, *row.values())
+    (first,) = await claim(connection, row["kind"], project=row["project_id"])
+    assert await connection.fetchval(WAITS) == 1
+    assert await settle(connection, first) == 1
+    assert len(await claim(connection, row["kind"], project=row["project_id"])) == 1
+
+
+async def test_a_worker_of_the_role_alone_with_projects_separated(any_dsn):
+    """On both versions: takes keys and places, hands turns on, sets limits, mends."""
+    owner = await asyncpg.connect(any_dsn)
+    if owner.get_server_version()[0] >= 15:
+        await owner.execute("SELECT notifyworker.separate_projects()")
+    async with login(any_dsn, "notifyworker_worker") as (_, worker):
+        await worker.execute("SELECT notifyworker.set_limit('a', max_running => 3, rate => 100, burst => 100)")
+        await worker.execute("SELECT notifyworker.set_limit(per => 'key', max_running => 1, rate => 100, burst => 100)")
+        await insert(owner, key="x", number=3)
+        await insert(owner, project="p", number=5)
+        (first,) = await claim(worker, "a")
+        assert await worker.fetchval(WAITS) == 2
+        assert len(await claim(worker, "a", project="p", keyed=False)) == 2
+        assert await settle(worker, first) == 1
+        (second,) = await claim(worker, "a")
+        await worker.execute("SELECT notifyworker.cancel($1)", second)
+        await worker.execute("SELECT notifyworker.end_lingering($1, 'w')", second)
+        await worker.execute("UPDATE notifyworker.runs SET expires_at = now() WHERE waits_for IS NULL AND concurrency_key = 'x'")
+        assert await Store("notifyworker").expire(worker, limit=10) == 1
+        assert await Store("notifyworker").mend_limits(worker) == 0
+        assert (await Store("notifyworker").limits_seen(worker))["places"] == 2
+        assert await worker.fetchval("SELECT notifyworker.remove_limit('a')")
+        assert len(await claim(worker, "a", project="p", keyed=False)) == 3
+    await owner.close()
