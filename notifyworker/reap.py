@@ -59,6 +59,8 @@ class Reaper:
             self.stands_in = False
             if is_leading:
                 self._next_pass = 0.0
+            self._metrics.places.set(0)
+            self._metrics.waiting.set(0)
             self._gone_since.clear()
             self._news.set()
 
@@ -106,6 +108,9 @@ class Reaper:
         """Cast the net under limits and keys."""
         if mended := await self._store.mend_limits(self._link):
             log.warning("limits_mended", number=mended)
+        seen = await self._store.limits_seen(self._link)
+        self._metrics.places.set(seen["places"])
+        self._metrics.waiting.set(seen["waiting"])
 
     async def _take_over(self) -> float:
         """

@@ -262,6 +262,10 @@ class Store:
         """Return every limit, and how many places of it are taken."""
         return await on.fetch(self._sql["limits_list"])
 
+    async def limits_seen(self, on: Queryable, *, cap: int = 10_000) -> Row:
+        """Count places that are taken and runs that wait for a key; and the one that is due for the longest."""
+        return (await on.fetch(self._sql["limits_seen"], cap))[0]
+
     async def pause(self, on: Queryable, new: NewPause) -> None:
         """Claim none of these. Raises InvalidParameterValueError for a time that is over."""
         await on.fetch(self._sql["pause"], new.kind, new.project_id, new.until, new.seconds, new.reason)

@@ -261,6 +261,7 @@ class Conductor:
     def _give_back(self, run: Run) -> None:
         """A run that was claimed and not begun."""
         self.keeper.handler_ended(run.run_id, run.lease_token)
+        self.places.handler_ended(run, is_held=True)
         self.settler.put(released(run, self.lease_owner))
 
     def _leases(self) -> set[tuple[UUID, int]]:
@@ -269,6 +270,8 @@ class Conductor:
     def _orphan(self, row: Row) -> None:
         """A run of a claim whose answer was lost: ours by the database's word, and nobody executes it."""
         run = Run(row["run_id"], row["lease_token"], row["kind"], attempt=row["attempt"])
+        run.is_limited = row["is_limited"]
+        self.places.handler_ended(run, is_held=True)
         entry = error_entry(run, Code.INTERRUPTED, "the answer to its claim was lost", None, self.lease_owner)
         self.settler.put(Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False))
         log.warning("orphan_given_back", run_id=str(run.run_id))

@@ -35,6 +35,9 @@ CREATE TABLE {schema}.runs (
     CONSTRAINT project_id_has_1_to_200_characters CHECK (char_length(project_id) BETWEEN 1 AND 200),
     CONSTRAINT idempotency_key_has_1_to_500_characters CHECK (char_length(idempotency_key) BETWEEN 1 AND 500),
     CONSTRAINT concurrency_key_has_1_to_500_characters CHECK (char_length(concurrency_key) BETWEEN 1 AND 500),
+    -- In indexes it stands beside these two, and an index takes no more.
+    CONSTRAINT concurrency_key_has_at_most_2600_bytes_with_kind_and_project_id CHECK (
+        concurrency_key IS NULL OR octet_length(concurrency_key) + octet_length(kind) + octet_length(project_id) <= 2600),
     CONSTRAINT run_at_is_between_1970_and_9999
         CHECK (run_at >= '1970-01-01 00:00:00+00' AND run_at < '10000-01-01 00:00:00+00'),
     CONSTRAINT expires_at_is_between_1970_and_9999
@@ -91,8 +94,8 @@ END $do$;
 CREATE INDEX runs_ready ON {schema}.runs (kind, project_id, {rank}, run_at, run_id)
     WHERE state = 'pending' AND waits_for IS NULL;
 
--- Who waits for a concurrency key, in the order in which it gets it.
-CREATE INDEX runs_waiting ON {schema}.runs (project_id, concurrency_key, (-priority::int), run_at, run_id)
+-- Who waits for a concurrency key, of each kind in the order in which it gets it.
+CREATE INDEX runs_waiting ON {schema}.runs (project_id, concurrency_key, kind, (-priority::int), run_at, run_id)
     WHERE waits_for = 'key';
 
 -- The reaper's. Not "WHERE state = 'running'": on a queue statistics are always stale, and the planner takes such an

@@ -78,8 +78,10 @@ BEGIN
 END $$;
 
 -- How many more runs of a kind and project may be claimed now, by every limit but those of keys; null: any number. Where
--- it is for want of a token, when there will be one.
-CREATE FUNCTION {schema}.room(kind text, project_id text, OUT free integer, OUT due_at timestamptz)
+-- it is for want of a token, when there will be one. `locked`: only by these; one that was made since this claim began is
+-- nobody's yet, and adopt() counts what it takes.
+CREATE FUNCTION {schema}.room(
+    kind text, project_id text, locked integer[] DEFAULT NULL, OUT free integer, OUT due_at timestamptz)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     l      {schema}.limits;
@@ -88,6 +90,7 @@ DECLARE
 BEGIN
     FOR l IN SELECT * FROM {schema}.limits AS m
               WHERE m.per <> 'key' AND m.kind IN ('', room.kind) AND m.project_id IN ('', room.project_id)
+                AND (room.locked IS NULL OR m.limit_id = ANY (room.locked))
     LOOP
         whose := CASE l.per WHEN 'project' THEN room.project_id ELSE '' END;
         IF l.max_running IS NOT NULL THEN
@@ -104,7 +107,7 @@ END $$;
 
 -- Take room for runs that are claimed in this transaction. Who claims has the limits' rows locked, so that what room()
 -- said still holds.
-CREATE FUNCTION {schema}.take_room(kind text, project_id text, run_ids uuid[], lease_owner text) RETURNS void
+CREATE FUNCTION {schema}.take_room(kind text, project_id text, locked integer[], run_ids uuid[], lease_owner text) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -113,6 +116,7 @@ DECLARE
 BEGIN
     FOR l IN SELECT * FROM {schema}.limits AS m
               WHERE m.per <> 'key' AND m.kind IN ('', take_room.kind) AND m.project_id IN ('', take_room.project_id)
+                AND m.limit_id = ANY (take_room.locked)
     LOOP
         whose := CASE l.per WHEN 'project' THEN take_room.project_id ELSE '' END;
         IF l.max_running IS NOT NULL THEN
@@ -144,24 +148,33 @@ END $$;
 -- by on the way, since their key is taken, wait for it from now on and are read no more until it is free.
 --
 -- Whoever frees a key deletes its place and then looks for who waits. So a run may begin to wait only under a share lock
--- on each of its key's places: then that DELETE comes after it, and sees it. What can't be locked is being freed now, and
--- its runs stay as they are. Nothing waits for a lock here while it holds one that others wait for: a place is inserted
--- only where none is seen, so that only another claim can be in the way, and claims insert in the keys' order.
+-- on each of its key's places: then that DELETE comes after it, and sees it; or behind a run of the same lane and key that
+-- is locked here and does not wait. What can't be locked is being freed now, and its runs stay as they are.
+--
+-- Nothing here waits for anybody: two claims may take the same keys by way of different kinds, each in its own order. So a
+-- key is taken under an advisory lock that is had at once or not at all, and by a statement that sees what whoever had the
+-- lock before has done. Of those locks there are 1024, however many keys there are.
 CREATE FUNCTION {schema}.take_keys(
     kind text, project_id text, rank integer, wanted integer, lease_owner text, is_shadow boolean
 ) RETURNS uuid[] LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     places     integer := {schema}.key_places(take_keys.project_id);
+    page       integer := least(1000, greatest(100, 4 * take_keys.wanted));
     l          {schema}.limits;
     run_ids    uuid[];
     keys       text[];
     shadows    boolean[];
-    page       integer := least(1000, greatest(100, 4 * take_keys.wanted));
+    open_keys  text[];        -- those of this page that are free, as far as was seen
+    mine       text[];        -- of these, those that nobody else is taking now
+    passed     text[] := '{}';  -- keys that another is taking or freeing now: not looked at again
+    early      text[] := '{}';  -- keys that are free, but without a token
     found      uuid[];
     taken      uuid[] := '{}';
     waiting    uuid[];
     too_early  uuid[];
+    stuck      text[];
+    is_moved   boolean := false;
 BEGIN
     SELECT * INTO l FROM {schema}.limits AS m
      WHERE m.per = 'key' AND m.project_id IN ('', take_keys.project_id) ORDER BY m.project_id DESC LIMIT 1;
@@ -172,18 +185,33 @@ BEGIN
                   FROM {schema}.runs AS r
                  WHERE r.state = 'pending' AND r.waits_for IS NULL AND r.kind = take_keys.kind
                    AND r.project_id = take_keys.project_id AND {rank} = take_keys.rank AND r.run_at <= now()
-                   AND r.run_id <> ALL (taken)
+                   AND r.run_id <> ALL (taken) AND r.concurrency_key <> ALL (passed)
                  ORDER BY r.kind, r.project_id, {rank}, r.run_at, r.run_id
                  LIMIT page FOR UPDATE SKIP LOCKED) AS c;
         EXIT WHEN run_ids IS NULL;
+        open_keys := array(
+            SELECT w.key FROM (
+                SELECT c.key, min(c.nr) AS nr FROM unnest(keys, shadows) WITH ORDINALITY AS c (key, is_shadow, nr)
+                 WHERE NOT c.is_shadow AND c.key <> ALL (early) GROUP BY c.key) AS w
+             WHERE places > (SELECT count(*) FROM {schema}.places AS p
+                              WHERE p.limit_id = 0 AND p.project_id = take_keys.project_id AND p.key = w.key)
+             ORDER BY w.nr);
+        mine := array(
+            SELECT w.key FROM unnest(open_keys[: take_keys.wanted]) AS w (key)
+             WHERE pg_try_advisory_xact_lock({lock_class} + 1, (hashtextextended(
+                 '{name} key ' || (hashtextextended(take_keys.project_id || ' ' || w.key, 0) & 1023)::text, 0) >> 32)::integer));
         WITH wish AS (
             SELECT c.*, row_number() OVER (PARTITION BY c.key, c.is_shadow ORDER BY c.nr) AS nth
               FROM unnest(run_ids, keys, shadows) WITH ORDINALITY AS c (run_id, key, is_shadow, nr)
         ), free AS MATERIALIZED (
-            SELECT w.key, s.place, row_number() OVER (PARTITION BY w.key ORDER BY s.place) AS nth
-              FROM (SELECT DISTINCT key FROM wish WHERE NOT is_shadow) AS w, generate_series(0, places - 1) AS s (place)
-             WHERE NOT EXISTS (SELECT FROM {schema}.places AS p WHERE p.limit_id = 0 AND p.project_id = take_keys.project_id
-                                  AND p.key = w.key AND p.place = s.place)
+            SELECT w.key, s.place, s.nth
+              FROM unnest(mine) AS w (key), LATERAL (
+                  SELECT s.place, row_number() OVER (ORDER BY s.place) AS nth FROM generate_series(0, places - 1) AS s (place)
+                   WHERE NOT EXISTS (SELECT FROM {schema}.places AS p WHERE p.limit_id = 0
+                                        AND p.project_id = take_keys.project_id AND p.key = w.key AND p.place = s.place)) AS s
+             -- Some may have higher numbers, from when there were more.
+             WHERE s.nth <= places - (SELECT count(*) FROM {schema}.places AS p WHERE p.limit_id = 0
+                                         AND p.project_id = take_keys.project_id AND p.key = w.key)
         ), tokens AS MATERIALIZED (
             SELECT w.key, t.free, t.due_at
               FROM (SELECT DISTINCT key FROM free) AS w, {schema}.tokens(l, take_keys.project_id, w.key) AS t
@@ -196,28 +224,18 @@ BEGIN
             SELECT * FROM choice WHERE is_shadow OR (place IS NOT NULL AND NOT is_early) ORDER BY nr LIMIT take_keys.wanted
         ), held AS (
             INSERT INTO {schema}.places (limit_id, project_id, key, place, run_id, lease_owner)
-            SELECT 0, take_keys.project_id, key, place, run_id, take_keys.lease_owner
-              FROM chosen WHERE NOT is_shadow ORDER BY key, place
-            ON CONFLICT DO NOTHING
-            RETURNING run_id
+            SELECT 0, take_keys.project_id, key, place, run_id, take_keys.lease_owner FROM chosen WHERE NOT is_shadow
         )
-        SELECT array(SELECT run_id FROM chosen WHERE is_shadow OR run_id IN (SELECT run_id FROM held) ORDER BY nr),
-               array(SELECT run_id FROM choice WHERE NOT is_shadow AND place IS NULL
-                     UNION ALL SELECT run_id FROM chosen WHERE NOT is_shadow AND run_id NOT IN (SELECT run_id FROM held)),
-               array(SELECT run_id FROM choice WHERE place IS NOT NULL AND is_early)
-          INTO found, waiting, too_early;
+        SELECT array(SELECT run_id FROM chosen ORDER BY nr),
+               array(SELECT run_id FROM choice WHERE NOT is_shadow AND place IS NULL),
+               array(SELECT run_id FROM choice WHERE place IS NOT NULL AND is_early),
+               early || array(SELECT DISTINCT key FROM choice WHERE place IS NOT NULL AND is_early)
+          INTO found, waiting, too_early, early;
         taken := taken || found;
         take_keys.wanted := take_keys.wanted - cardinality(found);
-        IF cardinality(waiting) > 0 THEN
-            WITH locked AS MATERIALIZED (
-                SELECT p.key FROM {schema}.places AS p
-                 WHERE p.limit_id = 0 AND p.project_id = take_keys.project_id AND p.key = ANY (keys)
-                   FOR SHARE SKIP LOCKED
-            ), full_keys AS MATERIALIZED (
-                SELECT key FROM locked GROUP BY key HAVING count(*) >= places
-            )
-            UPDATE {schema}.runs AS r SET waits_for = 'key'
-             WHERE r.run_id = ANY (waiting) AND r.concurrency_key IN (SELECT key FROM full_keys);
+        IF take_keys.is_shadow THEN  -- who is executed without a key leaves its turn to the next
+            PERFORM {schema}.end_wait(take_keys.project_id, w.key, 1)
+               FROM (SELECT DISTINCT c.key FROM unnest(run_ids, keys) AS c (run_id, key) WHERE c.run_id = ANY (found)) AS w;
         END IF;
         IF l.rate IS NOT NULL THEN
             PERFORM {schema}.spend(l, take_keys.project_id, spent.key, spent.tokens)
@@ -229,10 +247,32 @@ BEGIN
                SET run_at = greatest(r.run_at, ({schema}.tokens(l, take_keys.project_id, r.concurrency_key)).due_at)
              WHERE r.run_id = ANY (too_early);
         END IF;
+        stuck := '{}';
+        IF cardinality(waiting) > 0 THEN
+            WITH passed_by AS MATERIALIZED (
+                SELECT DISTINCT c.key FROM unnest(run_ids, keys) AS c (run_id, key) WHERE c.run_id = ANY (waiting)
+            ), locked AS MATERIALIZED (
+                SELECT p.key FROM {schema}.places AS p
+                 WHERE p.limit_id = 0 AND p.project_id = take_keys.project_id AND p.key = ANY (array(SELECT key FROM passed_by))
+                   FOR SHARE SKIP LOCKED
+            ), full_keys AS MATERIALIZED (
+                SELECT key FROM locked GROUP BY key HAVING count(*) >= places UNION SELECT unnest(early)
+            ), wait AS (
+                UPDATE {schema}.runs AS r SET waits_for = 'key'
+                 WHERE r.run_id = ANY (waiting) AND r.concurrency_key IN (SELECT key FROM full_keys)
+                RETURNING 1
+            )
+            SELECT array(SELECT key FROM passed_by WHERE key NOT IN (SELECT key FROM full_keys)),
+                   is_moved OR EXISTS (SELECT FROM wait)
+              INTO stuck, is_moved;
+        END IF;
+        is_moved := is_moved OR cardinality(too_early) > 0;
+        -- Free, but beyond what was wanted: if there is still a wish for it, it is looked at again.
+        passed := passed || array(SELECT key FROM unnest(stuck) AS key WHERE key <> ALL (open_keys) OR key = ANY (mine))
+                         || array(SELECT key FROM unnest(open_keys[: take_keys.wanted + cardinality(found)]) AS key WHERE key <> ALL (mine));
         EXIT WHEN take_keys.wanted <= 0 OR cardinality(run_ids) < page;
         -- What waits now made room for more to be read; but no claim lasts for ever.
-        EXIT WHEN cardinality(waiting) = 0 AND cardinality(too_early) = 0;
-        IF i = 10 AND pg_notification_queue_usage() < 0.5 THEN
+        IF i = 10 AND is_moved AND pg_notification_queue_usage() < 0.5 THEN
             PERFORM pg_notify('{name}', 'free:' || pg_current_xact_id()::text);
         END IF;
     END LOOP;
@@ -275,10 +315,11 @@ CREATE FUNCTION {schema}.claim_limited(
 ) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    l     {schema}.limits;
-    lane  record;
-    free  integer;
-    taken uuid[];
+    l      {schema}.limits;
+    lane   record;
+    locked integer[] := '{}';
+    free   integer;
+    taken  uuid[];
 BEGIN
     FOR l IN
         SELECT * FROM {schema}.limits AS m
@@ -287,6 +328,7 @@ BEGIN
                         WHERE m.kind IN ('', a.kind) AND m.project_id IN ('', a.project_id))
          ORDER BY m.limit_id FOR UPDATE
     LOOP
+        locked := locked || l.limit_id;
         -- A claim that began before the limit was there may end now.
         IF l.changed_at > now() - interval '60 s' THEN
             PERFORM {schema}.adopt(l);
@@ -300,7 +342,7 @@ BEGIN
              WHERE p.kind IN ('', a.kind) AND p.project_id IN ('', a.project_id) AND (p.until IS NULL OR p.until > now()))
          ORDER BY a.nr
     LOOP
-        free := least(claim_limited.wanted, lane.most, ({schema}.room(lane.kind, lane.project_id)).free);
+        free := least(claim_limited.wanted, lane.most, ({schema}.room(lane.kind, lane.project_id, locked)).free);
         CONTINUE WHEN free <= 0;
         IF lane.rank & 1 = 1 THEN
             taken := {schema}.take_keys(
@@ -333,7 +375,7 @@ BEGIN
                 r.headers, r.attempt, r.max_attempts, r.is_shadow, date_part('epoch', r.timeout), r.expires_at <= now(),
                 date_part('epoch', now() - greatest(r.run_at, r.created_at));
         -- What has no effect takes no room either.
-        PERFORM {schema}.take_room(lane.kind, lane.project_id, array(
+        PERFORM {schema}.take_room(lane.kind, lane.project_id, locked, array(
             SELECT r.run_id FROM {schema}.runs AS r WHERE r.run_id = ANY (taken) AND r.is_limited), claim_limited.lease_owner);
         claim_limited.wanted := claim_limited.wanted - cardinality(taken);
         EXIT WHEN claim_limited.wanted <= 0;
@@ -348,15 +390,15 @@ BEGIN
     IF OLD.limit_id = 0 THEN
         PERFORM {schema}.end_wait(OLD.project_id, OLD.key, 1);
     END IF;
-    -- One message a transaction, and another each time: it says who is to look first (notifyworker/turns.py).
-    IF pg_notification_queue_usage() < 0.5 THEN
+    IF pg_notification_queue_usage() < 0.5 THEN  -- one message a transaction, the same as end_wait's
         PERFORM pg_notify('{name}', 'free:' || pg_current_xact_id()::text);
     END IF;
     RETURN NULL;
 END $$;
 CREATE TRIGGER place_freed AFTER DELETE ON {schema}.places FOR EACH ROW EXECUTE FUNCTION {schema}.place_freed();
 
--- Let so many of those who wait for a key be claimed. Tells how many there were.
+-- Let so many of those who wait for a key be claimed: of each kind, since one that is paused, limited or served by nobody
+-- must not keep its turn from the others. Who comes too late waits again. Tells how many there were.
 CREATE FUNCTION {schema}.end_wait(project_id text, key text, number integer) RETURNS integer
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -365,12 +407,28 @@ DECLARE
 BEGIN
     UPDATE {schema}.runs AS r SET waits_for = NULL
      WHERE r.run_id = ANY (array(
-        SELECT w.run_id FROM (
+        WITH RECURSIVE k AS (
+            (SELECT r.kind FROM {schema}.runs AS r
+              WHERE r.waits_for = 'key' AND r.project_id = end_wait.project_id AND r.concurrency_key = end_wait.key
+              ORDER BY r.project_id, r.concurrency_key, r.kind LIMIT 1)
+            UNION ALL
+            SELECT next.kind FROM k, LATERAL (
+                SELECT r.kind FROM {schema}.runs AS r
+                 WHERE r.waits_for = 'key' AND r.project_id = end_wait.project_id AND r.concurrency_key = end_wait.key
+                   AND r.kind > k.kind
+                 ORDER BY r.project_id, r.concurrency_key, r.kind LIMIT 1) AS next
+        )
+        SELECT w.run_id FROM k, LATERAL (
             SELECT r.run_id FROM {schema}.runs AS r
              WHERE r.waits_for = 'key' AND r.project_id = end_wait.project_id AND r.concurrency_key = end_wait.key
-             ORDER BY r.project_id, r.concurrency_key, -r.priority::int, r.run_at, r.run_id
+               AND r.kind = k.kind
+             ORDER BY r.project_id, r.concurrency_key, r.kind, -r.priority::int, r.run_at, r.run_id
              LIMIT end_wait.number FOR UPDATE SKIP LOCKED) AS w));
     GET DIAGNOSTICS ended = ROW_COUNT;
+    -- One message a transaction, and another each time: it says who is to look first (notifyworker/turns.py).
+    IF ended > 0 AND pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify('{name}', 'free:' || pg_current_xact_id()::text);
+    END IF;
     RETURN ended;
 END $$;
 
@@ -409,8 +467,12 @@ BEGIN
         END IF;
     END LOOP;
     -- A bucket that is full says nothing.
-    DELETE FROM {schema}.rates AS r WHERE r.full_at < clock_timestamp()
-       AND NOT EXISTS (SELECT FROM {schema}.limits AS l WHERE l.limit_id = r.limit_id AND l.changed_at > now() - interval '60 s');
+    DELETE FROM {schema}.rates AS r
+     WHERE r.ctid = ANY (array(
+        SELECT r.ctid FROM {schema}.rates AS r
+         WHERE r.full_at < clock_timestamp() AND NOT EXISTS (
+                   SELECT FROM {schema}.limits AS l WHERE l.limit_id = r.limit_id AND l.changed_at > now() - interval '60 s')
+           FOR UPDATE SKIP LOCKED));
     IF mended > 0 AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('{name}', '');
     END IF;
@@ -442,7 +504,8 @@ BEGIN
     VALUES (coalesce(set_limit.kind, ''), coalesce(set_limit.project_id, ''), set_limit.per, set_limit.max_running,
         set_limit.rate, set_limit.per_s,
         -- Unless said otherwise, a second's worth at once.
-        coalesce(set_limit.burst, greatest(1, least(1000000, floor(set_limit.rate / nullif(set_limit.per_s, 0))))::integer, 1))
+        coalesce(set_limit.burst, CASE WHEN set_limit.rate IS NOT NULL AND set_limit.per_s > 0
+            THEN greatest(1, least(1000000, floor(set_limit.rate / set_limit.per_s))) END::integer, 1))
     ON CONFLICT ON CONSTRAINT limits_once DO UPDATE
        SET max_running = excluded.max_running, rate = excluded.rate, per_s = excluded.per_s, burst = excluded.burst,
            changed_at = now()
@@ -474,7 +537,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    DELETE FROM {schema}.places AS p WHERE p.limit_id = ended;
+    -- Its places go with their runs: to delete them here would wait for settles, and they for this transaction's end.
     DELETE FROM {schema}.rates AS r WHERE r.limit_id = ended;
     PERFORM {schema}.mend_limits();
     IF pg_notification_queue_usage() < 0.5 THEN

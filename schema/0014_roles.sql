@@ -50,7 +50,7 @@ BEGIN
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.places, {schema}.rates'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.claim_limited, {schema}.take_keys, {schema}.take_room, {schema}.room'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.tokens, {schema}.spend, {schema}.key_places, {schema}.adopt'),
-            ('worker', 'EXECUTE ON FUNCTION {schema}.end_lingering, {schema}.mend_limits'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.end_lingering, {schema}.end_wait, {schema}.mend_limits'),
             ('operator', 'EXECUTE ON FUNCTION {schema}.set_limit, {schema}.remove_limit, {schema}.set_share'),
             ('worker', 'SELECT ON {schema}.shares'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.set_share'),
