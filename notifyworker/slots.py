@@ -187,9 +187,20 @@ class Slots:
             self._lingering.add(older)
             self.end(older, "lost")
         self._running[run.run_id] = attempt
-        if run.timeout_s is not None:
-            attempt.timer = self._loop.call_later(run.timeout_s, self.end, attempt, "timeout")
+        self._start_timer(attempt)
         self._on_begun(attempt)
+
+    def restart_timer(self, attempt: Attempt) -> None:
+        """Count from now: it had to wait for a process."""
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        if not attempt.ended_at and attempt.why is None:
+            attempt.began_at = self._loop.time()
+            self._start_timer(attempt)
+
+    def _start_timer(self, attempt: Attempt) -> None:
+        if attempt.run.timeout_s is not None:
+            attempt.timer = self._loop.call_later(attempt.run.timeout_s, self.end, attempt, "timeout")
 
     def _ended(self, attempt: Attempt, outcome: Outcome | None) -> None:
         attempt.ended_at = self._loop.time()

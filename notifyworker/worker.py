@@ -26,6 +26,7 @@ from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
 from notifyworker.observe import Metrics, is_debug, log, outline
+from notifyworker.processes import Processes, processors
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
 from notifyworker.schedule import Scheduler
@@ -63,6 +64,7 @@ class Conductor:
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="notifyworker handler")
+        self._processes = Processes(settings.processes or processors(), self._threads)
         self._make_parts(settings, standalone=standalone)
 
     def _make_parts(self, settings: Settings, *, standalone: bool) -> None:
@@ -127,6 +129,7 @@ class Conductor:
 
     async def start(self) -> None:
         """Check the database, become present, and begin to claim. Raises StartError, SettingsError."""
+        self._processes.check(list(self._handlers.values()))
         connection = await open_or_explain(self.dsn, self.store.schema, "start")
         try:
             async with asyncio.timeout(CONNECT_S):
@@ -217,6 +220,7 @@ class Conductor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.slots.close()
+        self._processes.close()
         self._threads.shutdown(wait=not self.lingering, cancel_futures=True)
         if not self.failed.cancel() and not self.failed.cancelled():
             self.failed.exception()  # in a host nobody else asks for it, and the log has told it
@@ -272,8 +276,9 @@ class Conductor:
 
     def _execute(self, attempt: Attempt) -> Coroutine[Any, Any, Outcome | None]:
         return execute(
-            attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes, on_pause=self._pause
-        )
+            attempt, threads=self._threads, processes=self._processes, worker=self.lease_owner,
+            max_result_bytes=self._max_result_bytes, on_begun=self.slots.restart_timer, on_pause=self._pause,
+        )  # fmt: skip
 
     async def _pause(self, kind: str, pause: PauseKind) -> None:
         """Before the slot is free: or this kind would be claimed for it at once."""
