@@ -8,8 +8,11 @@ in its task (a context variable, a cancellation that was asked for) ends the slo
 
 import asyncio
 import contextvars
+import sys
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import FrameType
 from uuid import UUID
 
 from notifyworker.execute import Attempt, Why, outcome_of_end, outcome_of_error
@@ -17,6 +20,7 @@ from notifyworker.observe import log, outline
 from notifyworker.run import Outcome, Run
 from notifyworker.settings import CANCEL_S
 
+_SUSPECTS = 10  # that are told
 _TURN_S = 0.005  # after so long a slot lets others have the event loop
 
 
@@ -54,6 +58,7 @@ class Slots:
         self._is_starting = False
         self._freed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._thread_id = threading.get_ident()
 
     @property
     def used(self) -> int:
@@ -73,6 +78,20 @@ class Slots:
     def get(self, run_id: UUID) -> Attempt | None:
         """Return the attempt that is executed for this run, if there is one."""
         return self._running.get(run_id)
+
+    def suspects(self) -> list[dict[str, str]]:
+        """
+        Name the runs that can be what an event loop that does not turn waits for: who, and where they are.
+
+        Called from other threads. First the one that has the loop, then those in threads, which share the interpreter.
+        """
+        task, frames = asyncio.current_task(self._loop), sys._current_frames()  # noqa: SLF001 - the documented way to another thread's stack
+        loop_thread = [(a, self._thread_id) for a in list(self._running.values()) if a.task is task and a.handler.is_async]
+        threads = [(a, a.thread_id) for a in [*self._running.values(), *self._lingering] if a.thread_id is not None]
+        return [
+            {"run_id": str(attempt.run.run_id), "kind": attempt.run.kind, "at": where_is(attempt, frames.get(thread_id))}
+            for attempt, thread_id in [*loop_thread, *threads][:_SUSPECTS]
+        ]
 
     def put(self, attempts: Iterable[Attempt]) -> None:
         """Execute these as slots allow."""
@@ -261,3 +280,14 @@ def _is_still(context: contextvars.Context) -> bool:
         return contextvars.copy_context() == context
     except Exception:  # noqa: BLE001 - a value whose comparison raises was set by somebody: so, no
         return False
+
+
+def where_is(attempt: Attempt, frame: FrameType | None) -> str:
+    """The line of the handler's own file that a stack is at; else its innermost line."""
+    code = getattr(attempt.handler.function, "__code__", None)
+    innermost = frame
+    while frame is not None:
+        if code is not None and frame.f_code.co_filename == code.co_filename:
+            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return f"{innermost.f_code.co_filename}:{innermost.f_lineno} in {innermost.f_code.co_name}" if innermost else "?"

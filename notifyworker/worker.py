@@ -110,6 +110,7 @@ class Conductor:
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
             exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
+            suspects=self.slots.suspects,
         )  # fmt: skip
         self.scheduler = Scheduler(self.store, self._side_link, self.metrics)
         self.listener.on_message = self._heard

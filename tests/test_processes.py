@@ -1,6 +1,7 @@
 """Handlers in processes: they compute, hang, grow and die, and cost nobody but their own run anything."""
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -162,17 +163,17 @@ async def test_one_that_dies_costs_its_own_run_an_attempt(make_worker, connectio
 
 async def test_one_that_takes_too_much_memory_is_killed(make_worker, connection):
     worker = make_worker(concurrency=1)
-    limited = {"executor": "process", "memory_limit_bytes": 300 * 1024 * 1024, "retry": Retry(max_attempts=1)}
+    limited = {"executor": "process", "memory_limit_bytes": 200 * 1024 * 1024, "retry": Retry(max_attempts=1)}
     worker.handler("grow", **limited)(process_app.grow)
     async with worker:
-        fits = await settled(connection, await insert(connection, "grow", '{"mib": 100}'), SPAWNED_S)
-        too_much = await insert(connection, "grow", '{"mib": 600, "seconds": 60}')
+        fits = await settled(connection, await insert(connection, "grow", '{"mib": 50}'), SPAWNED_S)
+        too_much = await insert(connection, "grow", '{"mib": 300, "seconds": 60}')
         killed = await settled(connection, too_much, SPAWNED_S)
-        again = await settled(connection, await insert(connection, "grow", '{"mib": 100}'), SPAWNED_S)
+        again = await settled(connection, await insert(connection, "grow", '{"mib": 50}'), SPAWNED_S)
 
     assert (fits["state"], again["state"], killed["state"]) == ("completed", "completed", "failed")
     assert "MemoryError: the handler's process was killed: it took" in killed["errors"]
-    assert "memory_limit_bytes is 314572800" in killed["errors"]
+    assert "memory_limit_bytes is 209715200" in killed["errors"]
 
 
 async def test_wishes_and_rules_are_those_of_any_handler(make_worker, connection):
@@ -341,3 +342,42 @@ async def test_a_program_that_starts_a_worker_when_it_is_imported_is_told_what_t
 
     assert "ended with exit code 1" in (await run_of(connection, run_id))["errors"]
     assert 'if __name__ == "__main__"' in (tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_handler_that_holds_the_gil_is_named(make_worker, connection, plain):
+    worker = make_worker()
+
+    async def holds(run: Run) -> None:
+        ctypes.PyDLL(None).usleep(3_500_000)
+
+    def holds_in_a_thread(run: Run) -> None:
+        ctypes.PyDLL(None).usleep(3_500_000)
+
+    worker.handler("innocent")(process_app.wish)
+    worker.handler("guilty")(holds_in_a_thread if plain else holds)
+    with structlog.testing.capture_logs() as logs:
+        async with worker:
+            run_id = await insert(connection, "guilty")
+            await settled(connection, run_id, 20)
+            found = await eventually(lambda: [e for e in logs if e["event"] == "interpreter_stood_still"])
+
+    assert [(h["kind"], h["run_id"]) for h in found[0]["handlers"]] == [("guilty", str(run_id))]
+    assert __file__ in found[0]["handlers"][0]["at"]
+    assert found[0]["still_s"] > 2
+
+
+async def test_a_handler_that_blocks_the_event_loop_is_named(make_worker, connection):
+    worker = make_worker(stall_limit_s=0.5)
+
+    @worker.handler("blocks")
+    async def blocks(run: Run) -> None:
+        time.sleep(2)
+
+    with structlog.testing.capture_logs() as logs:
+        async with worker:
+            await settled(connection, await insert(connection, "blocks"), 20)
+
+    (stalled,) = [entry for entry in logs if entry["event"] == "event_loop_stalled"]
+    assert [handler["kind"] for handler in stalled["handlers"]] == ["blocks"]
+    assert "in blocks" in stalled["handlers"][0]["at"]
