@@ -54,7 +54,7 @@ class LeaseKeeper:
         describe: Callable[[bool], Iterable[Any]],
         on_lost: Callable[[dict[UUID, int], str], None],
         on_fleet: Callable[[int, int], None],
-        suspects: Callable[[], list[dict[str, str]]],
+        suspects: Callable[[float], list[dict[str, str]]],
     ) -> None:
         self._suspects = suspects
         self._settings = settings
@@ -299,7 +299,7 @@ class LeaseKeeper:
             now = time.monotonic()
             if (still_s := now - slept_at - fine_s) > _STILL_TOLD_S and self._held:
                 hint = "a call held the GIL, where no thread of this process runs: executor='process'; or the process was frozen"
-                log.error("interpreter_stood_still", still_s=round(still_s, 1), handlers=self._suspects(), hint=hint)
+                log.error("interpreter_stood_still", still_s=round(still_s, 1), handlers=self._suspects(still_s), hint=hint)
             self._watch_main_loop(now)
             self._set_switch()
             if self._ping_is_due(now):
@@ -368,9 +368,7 @@ class LeaseKeeper:
             self._metrics.stalls.inc()
             frame = sys._current_frames().get(self._main_thread)  # noqa: SLF001 - the documented way to another thread's stack
             stack = "".join(traceback.format_stack(frame)[-12:]) if frame else ""
-            log.error(
-                "event_loop_stalled", stalled_s=round(now - self._pinged_at, 1), handlers=self._suspects(), stack=stack
-            )
+            log.error("event_loop_stalled", stalled_s=round(now - self._pinged_at, 1), handlers=self._suspects(0.0), stack=stack)
 
     def _pong(self) -> None:
         """In the main loop: it turns."""

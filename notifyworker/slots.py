@@ -21,6 +21,7 @@ from notifyworker.run import Outcome, Run
 from notifyworker.settings import CANCEL_S
 
 _SUSPECTS = 10  # that are told
+_SLOW_S = 1.0
 _TURN_S = 0.005  # after so long a slot lets others have the event loop
 
 
@@ -59,6 +60,7 @@ class Slots:
         self._freed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
+        self._slow: deque[Attempt] = deque(maxlen=_SUSPECTS)
 
     @property
     def used(self) -> int:
@@ -79,19 +81,23 @@ class Slots:
         """Return the attempt that is executed for this run, if there is one."""
         return self._running.get(run_id)
 
-    def suspects(self) -> list[dict[str, str]]:
+    def suspects(self, stood_still_s: float = 0.0) -> list[dict[str, str]]:
         """
-        Name the runs that can be what an event loop that does not turn waits for: who, and where they are.
+        Name the runs that can be what the event loop, or the whole interpreter, has waited for: who, and where they are.
 
-        Called from other threads. First the one that has the loop, then those in threads, which share the interpreter.
+        Called from other threads. First the one that has the loop, then those in threads, which share the interpreter; and
+        what has ended meanwhile, if it took as long.
         """
-        task, frames = asyncio.current_task(self._loop), sys._current_frames()  # noqa: SLF001 - the documented way to another thread's stack
-        loop_thread = [(a, self._thread_id) for a in list(self._running.values()) if a.task is task and a.handler.is_async]
-        threads = [(a, a.thread_id) for a in [*self._running.values(), *self._lingering] if a.thread_id is not None]
-        return [
-            {"run_id": str(attempt.run.run_id), "kind": attempt.run.kind, "at": where_is(attempt, frames.get(thread_id))}
-            for attempt, thread_id in [*loop_thread, *threads][:_SUSPECTS]
-        ]
+        task, frames, now = asyncio.current_task(self._loop), sys._current_frames(), self._loop.time()  # noqa: SLF001 - the documented way to another thread's stack
+        now_there = [*self._running.values(), *self._lingering]
+        on_loop = [(a, self._thread_id) for a in now_there if a.task is task and a.handler.is_async]
+        in_threads = [(a, a.thread_id) for a in now_there if a.thread_id is not None]
+        told = [(a, where_is(a, frames.get(thread_id))) for a, thread_id in [*on_loop, *in_threads]]
+        if stood_still_s:
+            told += [
+                (a, "has ended just now") for a in list(self._slow) if now - a.ended_at < stood_still_s <= a.ended_at - a.began_at
+            ]
+        return [{"run_id": str(a.run.run_id), "kind": a.run.kind, "at": at} for a, at in told[:_SUSPECTS]]
 
     def put(self, attempts: Iterable[Attempt]) -> None:
         """Execute these as slots allow."""
@@ -223,6 +229,8 @@ class Slots:
 
     def _ended(self, attempt: Attempt, outcome: Outcome | None) -> None:
         attempt.ended_at = self._loop.time()
+        if attempt.ended_at - attempt.began_at > _SLOW_S:
+            self._slow.append(attempt)
         if attempt.timer is not None:
             attempt.timer.cancel()
         self._settle(attempt, outcome)
