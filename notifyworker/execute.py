@@ -121,8 +121,6 @@ def _in_thread(attempt: Attempt, arguments: tuple[Any, ...]) -> Any:
     except StopIteration as error:  # no future can hold one: whoever waits for it would wait for ever
         message = "the handler raised StopIteration"
         raise RuntimeError(message) from error
-    finally:
-        attempt.thread_id = None
 
 
 def outcome_of_end(attempt: Attempt, worker: str) -> Outcome | None:

@@ -113,6 +113,11 @@ class Worker:
 
         return register
 
+    def conduct(self, settings: Mapping[str, Any], *, standalone: bool = False) -> Conductor:
+        """Return one start of this worker, not begun, in which these settings win over all others. Raises SettingsError."""
+        loaded = Settings.load(settings, self._keywords)
+        return Conductor(loaded, self._handlers.of(loaded.kinds), standalone=standalone)
+
     @property
     def kinds(self) -> list[str]:
         """The kinds that have a handler."""
