@@ -14,6 +14,7 @@ from notifyworker.errors import SettingsError
 from notifyworker.testing.place import KitStore, opened
 
 _BATCH = 200
+_FARTHEST = timedelta(days=10_000)  # a run's times are after 1970
 
 
 async def travel(
@@ -29,11 +30,12 @@ async def travel(
     Let so much time pass: scheduled runs, retries, leases, pauses, idempotency windows become due or end.
 
     A schedule that would have fired meanwhile is due now, once, however often it would have been. Settled runs stay where
-    they are. Workers that are running are woken. Raises SettingsError for no time, or for time that runs back.
+    they are. Workers that are running are woken. Raises SettingsError for no time, for time that runs back, and for more
+    than 10,000 days.
     """
     passes = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    if passes <= timedelta(0):
-        message = f"travel() goes forward in time, not by {passes.total_seconds():g} s"
+    if not timedelta(0) < passes <= _FARTHEST:
+        message = f"travel() goes forward in time, by {_FARTHEST.days} days at most, not by {passes.total_seconds():g} s"
         raise SettingsError(message, hint="await travel(hours=2)")
     async with opened(dsn, schema) as (connection, store), connection.transaction():
         for row in await store.times(connection):
