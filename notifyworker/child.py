@@ -129,7 +129,7 @@ class _Child:
         self.send(Message(ended.what, ended.value, ended.more, effects))
 
     def _called(self, function: bytes, run: Run) -> Message:
-        handler: Callable[..., Any] = pickle.loads(function)
+        handler: Callable[..., Any] = pickle.loads(function)  # noqa: S301 - our own parent's
         wants_payload, convert = inspected(run.kind, handler)
         try:
             arguments = (run,) if not wants_payload else (run, convert(run.payload) if convert else run.payload)
@@ -161,7 +161,7 @@ class _ChildDesk:
             raise RuntimeError(message)
         return Done()
 
-    def transaction(self, run: Run, connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":
+    def transaction(self, run: Run, connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":  # noqa: ARG002 - whichever
         """Refuse: the worker's connections are in another process."""
         refuse_transaction(run)
 
@@ -192,7 +192,7 @@ def _pickled(error: BaseException) -> bytes:
     """
     try:
         pickled = pickle.dumps(error)
-        if type(pickle.loads(pickled)) is type(error):
+        if type(pickle.loads(pickled)) is type(error):  # noqa: S301 - made in the line above
             return pickled
     except Exception:  # noqa: BLE001, S110 - code of the user's, or a class that can't be imported
         pass

@@ -89,16 +89,7 @@ async def execute(
     except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes: the same again next time
         return _failed(run, Code.BAD_PAYLOAD, f"payload: {type(error).__name__}: {_text_of(error)}", error, worker)
     try:
-        if handler.is_async:
-            result = await handler.function(*arguments)
-        elif handler.in_process:
-            if attempt.timer is not None:
-                attempt.timer.cancel()
-            result = await processes.call(run, handler, lambda: on_begun(attempt))
-        else:
-            run.sit_at(ThreadDesk(run))
-            attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, attempt, arguments)
-            result = await asyncio.wrap_future(attempt.thread)
+        result = await _called(attempt, arguments, threads, processes, on_begun)
     except Unfit as error:
         return _failed(run, Code.BAD_PAYLOAD, str(error), error if error.__cause__ else None, worker)
     except Unstorable as error:
@@ -112,6 +103,21 @@ async def execute(
     if attempt.why is not None:  # it swallowed the cancellation
         return outcome_of_end(attempt, worker)
     return completed(run, result, worker, max_result_bytes)
+
+
+async def _called(
+    attempt: Attempt, arguments: tuple[Any, ...], threads: Executor, processes: Processes, on_begun: Callable[[Attempt], None]
+) -> Any:
+    run, handler = attempt.run, attempt.handler
+    if handler.is_async:
+        return await handler.function(*arguments)
+    if handler.in_process:
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        return await processes.call(run, handler, lambda: on_begun(attempt))
+    run.sit_at(ThreadDesk(run))
+    attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, attempt, arguments)
+    return await asyncio.wrap_future(attempt.thread)
 
 
 def _in_thread(attempt: Attempt, arguments: tuple[Any, ...]) -> Any:

@@ -129,7 +129,7 @@ def by_name(handler: Handler) -> bytes:
     """Pickle a handler's function, which is done by its name. Raises HandlerError if the name leads elsewhere."""
     try:
         return pickle.dumps(handler.function)
-    except Exception as error:
+    except (pickle.PicklingError, AttributeError, TypeError, ImportError) as error:
         message = f"the handler of {handler.kind!r} can't be executed in a process: {error}"
         hint = "it must be what its name in its module says; let worker.handler be the outermost decorator"
         raise HandlerError(message, hint=hint) from None

@@ -34,7 +34,7 @@ class ThreadDesk:
         written.result(_WRITE_S)
         return Done()
 
-    def transaction(self, run: Run, connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":
+    def transaction(self, run: Run, connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":  # noqa: ARG002 - whichever
         """Refuse: a plain handler can't wait for it."""
         refuse_transaction(run)
 

@@ -164,7 +164,7 @@ async def test_travel_wakes_a_worker_that_runs(client, make_worker):
 
     async with worker:
         run_id = await client.enqueue("a", run_at=datetime.now(UTC) + timedelta(days=1))
-        await eventually(lambda: worker._conductor.is_ready())
+        await eventually(worker._conductor.is_ready)
         await travel(hours=25)
         assert (await client.wait(run_id, timeout=10))["state"] == "completed"
 
@@ -178,7 +178,9 @@ async def test_assertions_show_what_is_there(client):
     with pytest.raises(AssertionError, match="no runs at all: was the producer's transaction committed"):
         assert_enqueued(kind="a")
     await client.enqueue("a", {"to": "x", "more": [1]}, priority=5)
-    with pytest.raises(AssertionError, match=r"expected a run of kind 'b' [^\n]*\nthere is none of this kind; there are:\n  pending   a  {"):
+    with pytest.raises(
+        AssertionError, match=r"expected a run of kind 'b' [^\n]*\nthere is none of this kind; there are:\n  pending   a  {"
+    ):
         assert_enqueued(kind="b")
     message = r"""kind 'a', payload \{'to': 'y'\} to be enqueued, found 0\nthere are:\n  pending   a  \{"to":"x","more":\[1\]\}  run_at 2"""
     with pytest.raises(AssertionError, match=message):
@@ -225,7 +227,9 @@ def in_a_project(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
 
 @pytest.fixture
 def project(tmp_path):
-    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings =\n    error\n    ignore:.*asyncio_default_fixture_loop_scope\n")
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nfilterwarnings =\n    error\n    ignore:.*asyncio_default_fixture_loop_scope\n"
+    )
     for name, text in re.findall(r"^```python (\w+\.py)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
         (tmp_path / name).write_text(text)
     return tmp_path

@@ -2,8 +2,10 @@
 
 import asyncio
 import ctypes
+import importlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -385,3 +387,31 @@ async def test_a_handler_that_blocks_the_event_loop_is_named(make_worker, connec
     (stalled,) = [entry for entry in logs if entry["event"] == "event_loop_stalled"]
     assert [handler["kind"] for handler in stalled["handlers"]] == ["blocks"]
     assert "in blocks" in stalled["handlers"][0]["at"]
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "handlers-and-cpu.md").read_text()
+
+
+async def test_the_pages_example(db_page, connection):
+    async with db_page.worker:
+        primes = await settled(connection, await insert(connection, "primes.count", '{"below": 1000}'), SPAWNED_S)
+        shrunk = await settled(connection, await insert(connection, "file.shrink"))
+
+    assert (primes["result"], primes["progress"]) == ('{"primes": 168}', '{"done": 900}')
+    assert shrunk["state"] == "completed"
+
+
+@pytest.fixture
+def db_page(dsn, tmp_path, monkeypatch):
+    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "cpu_page.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("NOTIFYWORKER_DSN", dsn)
+    return importlib.import_module("cpu_page")
+
+
+def test_the_events_that_the_page_names_are_there():
+    code = "".join(file.read_text() for file in (Path(__file__).parents[1] / "notifyworker").rglob("*.py"))
+    told = {"event_loop_stalled", "interpreter_stood_still", "thread_goes_on"}
+    assert told <= set(re.findall(r"`(\w+)`", PAGE))
+    assert told <= set(re.findall(r"log\.\w+\(\s*\"(\w+)\"", code))

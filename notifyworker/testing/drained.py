@@ -111,10 +111,9 @@ def _refuse(message: str, watch: _Watch, left: Sequence[Row], conductor: Conduct
     told = ", ".join(f"{count} {state} of {kind!r}" for (kind, state), count in sorted(counted.items())[:10])
     done = ", ".join(f"{count} of {kind!r}" for kind, count in watch.kinds.most_common(10)) or "none"
     reasons = "; ".join(conductor.health())
-    raise DrainTimeout(
-        f"{message}; executed: {done}; left: {told}{'; ' + reasons if reasons else ''}",
-        hint="does a handler enqueue its own kind, wait for another run, or is a row locked by the test's own transaction?",
-    )
+    message = f"{message}; executed: {done}; left: {told}{'; ' + reasons if reasons else ''}"
+    hint = "does a handler enqueue its own kind, wait for another run, or is a row locked by the test's own transaction?"
+    raise DrainTimeout(message, hint=hint)
 
 
 def _told(run: dict[str, Any]) -> str:
