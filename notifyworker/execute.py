@@ -89,7 +89,10 @@ async def execute(
     except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes: the same again next time
         return _failed(run, Code.BAD_PAYLOAD, f"payload: {type(error).__name__}: {_text_of(error)}", error, worker)
     try:
-        result = await _called(attempt, arguments, threads, processes, on_begun)
+        if handler.is_async:
+            result = await handler.function(*arguments)
+        else:
+            result = await _begun(attempt, arguments, threads, processes, on_begun)
     except Unfit as error:
         return _failed(run, Code.BAD_PAYLOAD, str(error), error if error.__cause__ else None, worker)
     except Unstorable as error:
@@ -105,19 +108,17 @@ async def execute(
     return completed(run, result, worker, max_result_bytes)
 
 
-async def _called(
+def _begun(
     attempt: Attempt, arguments: tuple[Any, ...], threads: Executor, processes: Processes, on_begun: Callable[[Attempt], None]
-) -> Any:
-    run, handler = attempt.run, attempt.handler
-    if handler.is_async:
-        return await handler.function(*arguments)
-    if handler.in_process:
+) -> Awaitable[Any]:
+    """Give a plain handler to a thread or a process; what is returned is its result."""
+    if attempt.handler.in_process:
         if attempt.timer is not None:
             attempt.timer.cancel()
-        return await processes.call(run, handler, lambda: on_begun(attempt))
-    run.sit_at(ThreadDesk(run))
+        return processes.call(attempt.run, attempt.handler, lambda: on_begun(attempt))
+    attempt.run.sit_at(ThreadDesk(attempt.run))
     attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, attempt, arguments)
-    return await asyncio.wrap_future(attempt.thread)
+    return asyncio.wrap_future(attempt.thread)
 
 
 def _in_thread(attempt: Attempt, arguments: tuple[Any, ...]) -> Any:
