@@ -34,6 +34,7 @@ from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
 from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Served, Store
+from notifyworker.trace import processing, tracer
 from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
@@ -64,6 +65,7 @@ class Conductor:
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="notifyworker handler")
+        self._tracer = tracer()
         self._processes = Processes(settings.processes or processors(), self._threads)
         self._make_parts(settings, standalone=standalone)
 
@@ -276,10 +278,11 @@ class Conductor:
         log.warning("orphan_given_back", run_id=str(run.run_id))
 
     def _execute(self, attempt: Attempt) -> Coroutine[Any, Any, Outcome | None]:
-        return execute(
+        executing = execute(
             attempt, threads=self._threads, processes=self._processes, worker=self.lease_owner,
             max_result_bytes=self._max_result_bytes, on_begun=self.slots.restart_timer, on_pause=self._pause,
         )  # fmt: skip
+        return executing if self._tracer is None else processing(self._tracer, attempt.run, executing)
 
     async def _pause(self, kind: str, pause: PauseKind) -> None:
         """Before the slot is free: or this kind would be claimed for it at once."""
