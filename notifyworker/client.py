@@ -36,6 +36,7 @@ from notifyworker.pause import Backoff
 from notifyworker.run import TERMINAL, State
 from notifyworker.settings import Settings
 from notifyworker.store import NewRun, Store
+from notifyworker.trace import sending
 
 
 class Client:
@@ -73,8 +74,9 @@ class Client:
 
         Raises InvalidRun, naming the column.
         """
-        new = new_run(kind, payload, **columns)
-        return (await self.insert(new, connection=connection))[0]
+        with sending(kind, columns.get("headers")) as (headers, sent):
+            new = new_run(kind, payload, **columns | {"headers": headers})
+            return sent.as_run((await self.insert(new, connection=connection))[0])
 
     async def insert(self, new: NewRun, *, connection: Queryable | None = None) -> tuple[UUID, bool]:
         """As `enqueue`, of a run that was checked; the second value is True if the run was there already."""
@@ -90,13 +92,15 @@ class Client:
         on = connection or await self._connected()
         ids: list[UUID] = []
         batch: list[NewRun] = []
-        for payload in payloads:
-            batch.append(new_run(kind, payload, **columns))
-            if len(batch) == 1000:  # noqa: PLR2004 - a few round trips, and a bounded statement
+        with sending(kind, columns.get("headers")) as (headers, sent):
+            for payload in payloads:
+                batch.append(new_run(kind, payload, **columns | {"headers": headers}))
+                if len(batch) == 1000:  # noqa: PLR2004 - a few round trips, and a bounded statement
+                    ids += await self._insert_batch(on, batch)
+                    batch = []
+            if batch:
                 ids += await self._insert_batch(on, batch)
-                batch = []
-        if batch:
-            ids += await self._insert_batch(on, batch)
+            sent.as_batch(len(ids))
         return ids
 
     async def _insert_batch(self, on: Queryable, batch: list[NewRun]) -> list[UUID]:

@@ -27,6 +27,7 @@ from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
 from notifyworker.observe import Metrics, is_debug, log, outline
 from notifyworker.places import LingeringPlaces
+from notifyworker.processes import Processes, processors
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
 from notifyworker.schedule import Scheduler
@@ -34,6 +35,7 @@ from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
 from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Served, Store
+from notifyworker.trace import processing, tracer
 from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
@@ -64,6 +66,8 @@ class Conductor:
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="notifyworker handler")
+        self._tracer = tracer()
+        self._processes = Processes(settings.processes or processors(), self._threads)
         self._make_parts(settings, standalone=standalone)
 
     def _make_parts(self, settings: Settings, *, standalone: bool) -> None:
@@ -110,6 +114,7 @@ class Conductor:
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
             exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
+            suspects=self.slots.suspects,
         )  # fmt: skip
         self.scheduler = Scheduler(self.store, self._side_link, self.metrics)
         self.listener.on_message = self._heard
@@ -129,6 +134,7 @@ class Conductor:
 
     async def start(self) -> None:
         """Check the database, become present, and begin to claim. Raises StartError, SettingsError."""
+        self._processes.check(list(self._handlers.values()))
         connection = await open_or_explain(self.dsn, self.store.schema, "start")
         try:
             async with asyncio.timeout(CONNECT_S):
@@ -220,6 +226,7 @@ class Conductor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.slots.close()
+        self._processes.close()
         self._threads.shutdown(wait=not self.lingering, cancel_futures=True)
         if not self.failed.cancel() and not self.failed.cancelled():
             self.failed.exception()  # in a host nobody else asks for it, and the log has told it
@@ -277,9 +284,11 @@ class Conductor:
         log.warning("orphan_given_back", run_id=str(run.run_id))
 
     def _execute(self, attempt: Attempt) -> Coroutine[Any, Any, Outcome | None]:
-        return execute(
-            attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes, on_pause=self._pause
-        )
+        executing = execute(
+            attempt, threads=self._threads, processes=self._processes, worker=self.lease_owner,
+            max_result_bytes=self._max_result_bytes, on_begun=self.slots.restart_timer, on_pause=self._pause,
+        )  # fmt: skip
+        return executing if self._tracer is None else processing(self._tracer, attempt.run, executing)
 
     async def _pause(self, kind: str, pause: PauseKind) -> None:
         """Before the slot is free: or this kind would be claimed for it at once."""
