@@ -16,10 +16,12 @@ from notifyworker.cli.dev import dev
 from notifyworker.cli.doctor import doctor, healthcheck
 from notifyworker.cli.examples import EXIT_CODES, examples_of
 from notifyworker.cli.init import init
+from notifyworker.cli.limits import limits_list, limits_remove, limits_set
 from notifyworker.cli.pauses import pause, pauses, resume
 from notifyworker.cli.runs import cancel, enqueue, retry, runs_list, show
 from notifyworker.cli.schedules import schedules_delete, schedules_list, schedules_pause, schedules_put, schedules_resume
 from notifyworker.cli.schema import migrate, prune, schema
+from notifyworker.cli.shares import shares_list, shares_set
 from notifyworker.cli.status import status
 from notifyworker.cli.tail import tail
 from notifyworker.cli.top import top
@@ -63,12 +65,17 @@ def make_app() -> App:
     schedules = _group("schedules", "Runs that are inserted by the clock.")
     _add(schedules, None, list=schedules_list, put=schedules_put, pause=schedules_pause, resume=schedules_resume)
     _add(schedules, None, delete=schedules_delete)
+    limits = _group("limits", "How many runs at once, and how many begin in a time.")
+    _add(limits, None, list=limits_list, set=limits_set, remove=limits_remove)
+    shares = _group("shares", "What part of the slots a project gets.")
+    _add(shares, None, list=shares_list, set=shares_set)
     config = _group("config", "Settings: what holds, and what is one for the whole fleet.")
     _add(config, None, show=config_show, set=config_set)
     _add(app, Group("To begin", sort_key=1), demo=demo, init=init, dev=dev)
     _add(app, Group("To work", sort_key=2), worker=worker, enqueue=enqueue)
     _add(app, Group("To look", sort_key=3), status=status, top=top, runs=runs, doctor=doctor, healthcheck=healthcheck)
-    _add(app, Group("To steer", sort_key=4), pause=pause, resume=resume, pauses=pauses, schedules=schedules, config=config)
+    steer = Group("To steer", sort_key=4)
+    _add(app, steer, pause=pause, resume=resume, pauses=pauses, schedules=schedules, limits=limits, shares=shares, config=config)
     _add(app, Group("To keep house", sort_key=5), migrate=migrate, schema=schema, prune=prune, bench=bench, completion=completion)
     return app
 
