@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from notifyworker.views import Filter
 
 _OVERLAP = timedelta(seconds=5)
-_KNOWN = 5000  # live runs whose change is noticed also if they are pending again by the next look
+_KNOWN = 1000  # live runs whose change is noticed also if they are pending again by the next look
 _TOLD = 20_000  # settled runs that are not told twice
 _SHORTEST_S, _LONGEST_S = 0.1, 60.0
 
