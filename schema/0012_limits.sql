@@ -54,7 +54,7 @@ CREATE TABLE {schema}.rates (
 
 -- How many tokens are there now, and when the next one will be.
 CREATE FUNCTION {schema}.tokens(l {schema}.limits, project_id text, key text, OUT free integer, OUT due_at timestamptz)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     each_s  float8 := l.per_s / l.rate;
     full_at timestamptz := (SELECT r.full_at FROM {schema}.rates AS r
@@ -82,7 +82,7 @@ END $$;
 -- nobody's yet, and adopt() counts what it takes.
 CREATE FUNCTION {schema}.room(
     kind text, project_id text, locked integer[] DEFAULT NULL, OUT free integer, OUT due_at timestamptz)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     l      {schema}.limits;
     whose  text;
@@ -108,7 +108,7 @@ END $$;
 -- Take room for runs that are claimed in this transaction. Who claims has the limits' rows locked, so that what room()
 -- said still holds.
 CREATE FUNCTION {schema}.take_room(kind text, project_id text, locked integer[], run_ids uuid[], lease_owner text) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     l     {schema}.limits;
@@ -124,7 +124,10 @@ BEGIN
             SELECT l.limit_id, whose, '', free.place, taken.run_id, take_room.lease_owner
               FROM unnest(take_room.run_ids) WITH ORDINALITY AS taken (run_id, nr)
               JOIN (SELECT s.place, row_number() OVER (ORDER BY s.place) AS nr
-                      FROM generate_series(0, l.max_running - 1) AS s (place)
+                      -- So many numbers are enough to find as many free ones as are wanted.
+                      FROM generate_series(0, least(l.max_running, cardinality(take_room.run_ids) + (
+                          SELECT count(*) FROM {schema}.places AS p
+                           WHERE p.limit_id = l.limit_id AND p.project_id = whose)) - 1) AS s (place)
                      WHERE NOT EXISTS (SELECT FROM {schema}.places AS p
                                         WHERE p.limit_id = l.limit_id AND p.project_id = whose AND p.key = ''
                                           AND p.place = s.place)) AS free USING (nr);
@@ -156,11 +159,13 @@ END $$;
 -- lock before has done. Of those locks there are 1024, however many keys there are.
 CREATE FUNCTION {schema}.take_keys(
     kind text, project_id text, rank integer, wanted integer, lease_owner text, is_shadow boolean
-) RETURNS uuid[] LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS uuid[] LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+-- Lists of a page are joined here, and our sessions know nothing but nested loops.
+SET enable_hashjoin = on AS $$
 #variable_conflict use_column
 DECLARE
     places     integer := {schema}.key_places(take_keys.project_id);
-    page       integer := least(1000, greatest(100, 4 * take_keys.wanted));
+    page       integer := least(1000, greatest(100, take_keys.wanted * 5 / 4));
     l          {schema}.limits;
     run_ids    uuid[];
     keys       text[];
@@ -281,7 +286,7 @@ END $$;
 
 -- Count those that were running before a limit was made or was known to their claim.
 CREATE FUNCTION {schema}.adopt(l {schema}.limits) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 BEGIN
     WITH strays AS MATERIALIZED (
@@ -312,7 +317,7 @@ CREATE FUNCTION {schema}.claim_limited(
     run_id uuid, lease_token bigint, kind text, project_id text, priority smallint, due_at_s float8, payload jsonb,
     headers jsonb, attempt smallint, max_attempts smallint, was_shadow boolean, timeout_s float8, expired boolean,
     waited_s float8
-) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     l      {schema}.limits;
@@ -400,7 +405,7 @@ CREATE TRIGGER place_freed AFTER DELETE ON {schema}.places FOR EACH ROW EXECUTE 
 -- Let so many of those who wait for a key be claimed: of each kind, since one that is paused, limited or served by nobody
 -- must not keep its turn from the others. Who comes too late waits again. Tells how many there were.
 CREATE FUNCTION {schema}.end_wait(project_id text, key text, number integer) RETURNS integer
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     ended integer;
@@ -435,7 +440,7 @@ END $$;
 -- The net, cast by the leader at each pass: places of cancelled runs whose worker is gone, places without a run, runs that
 -- wait for a key that is free. Returns how much there was to mend.
 CREATE FUNCTION {schema}.mend_limits() RETURNS integer
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     mended integer;
     waiting record;
@@ -481,7 +486,7 @@ END $$;
 
 -- A cancelled run's handler has ended: its places are free.
 CREATE FUNCTION {schema}.end_lingering(run_id uuid, lease_owner text) RETURNS void
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 BEGIN ATOMIC
     DELETE FROM {schema}.places AS p
      WHERE p.run_id = end_lingering.run_id AND p.lease_owner = end_lingering.lease_owner AND p.lingers;
