@@ -32,7 +32,7 @@ from notifyworker.given import (
 from notifyworker.pause import Backoff
 from notifyworker.run import TERMINAL, State
 from notifyworker.settings import Settings
-from notifyworker.store import NewRun, Store
+from notifyworker.store import Inserted, NewRun, Store
 
 
 class Client:
@@ -68,15 +68,19 @@ class Client:
         """
         Insert one run and return its id; with an idempotency key that another run holds, that run's id.
 
+        With `debounce` (seconds) a pending run of the key takes what is new, and is due so long from now, at most
+        `debounce_at_most` after it was enqueued; with `throttle` the key is held for so long from the first run on.
         Raises InvalidRun, naming the column.
         """
-        new = new_run(kind, payload, **columns)
-        return (await self.insert(new, connection=connection))[0]
+        return (await self.insert(kind, payload, connection=connection, **columns)).run_id
 
-    async def insert(self, new: NewRun, *, connection: Queryable | None = None) -> tuple[UUID, bool]:
-        """As `enqueue`, of a run that was checked; the second value is True if the run was there already."""
+    async def insert(self, kind: str, payload: Any = None, *, connection: Queryable | None = None, **columns: Any) -> Inserted:
+        """As `enqueue`; also says what became of it: `new`, `existing` (another run holds the key) or `replaced` (debounced)."""
+        return await self._insert(new_run(kind, payload, **columns), connection or await self._connected())
+
+    async def _insert(self, new: NewRun, on: Queryable) -> Inserted:
         try:
-            return await self._store.run_insert(connection or await self._connected(), new)
+            return await self._store.run_insert(on, new)
         except REFUSALS as error:
             raise refused(error) from error
 
@@ -84,6 +88,8 @@ class Client:
         self, kind: str, payloads: Iterable[Any], *, connection: Queryable | None = None, **columns: Any
     ) -> list[UUID]:
         """Insert a run a payload, in batches of 1,000; return the ids in order. Not one transaction, unless `connection` has one."""
+        if paced := sorted(columns.keys() & {"debounce", "debounce_at_most", "throttle"}):
+            raise InvalidRun(paced[0], "is not for many at once", hint="enqueue them singly")
         on = connection or await self._connected()
         ids: list[UUID] = []
         batch: list[NewRun] = []
@@ -101,7 +107,7 @@ class Client:
             given = await self._store.runs_insert(on, batch)
         except REFUSALS as error:
             raise refused(error) from error
-        return [run_id or (await self.insert(new, connection=on))[0] for run_id, new in zip(given, batch, strict=True)]
+        return [run_id or (await self._insert(new, on)).run_id for run_id, new in zip(given, batch, strict=True)]
 
     async def get(self, run_id: UUID | str) -> dict[str, Any]:
         """Return one run, live or settled. Raises RunNotFound."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from importlib import resources
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -57,6 +57,17 @@ class NewRun:
     is_shadow: bool = False
     headers: str = "{}"
     run_id: UUID | None = None
+    # No columns, but how enqueue deals with a run that has the same idempotency key; as time spans.
+    debounce: timedelta | None = None
+    debounce_at_most: timedelta | None = None
+    throttle: timedelta | None = None
+
+
+class Inserted(NamedTuple):
+    """The run that an insert has led to, and whether it is new, was there already, or has taken what was new."""
+
+    run_id: UUID
+    became: Literal["new", "existing", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +114,17 @@ class Store:
 
     # The life of a run, in its order.
 
-    async def run_insert(self, on: Queryable, new: NewRun) -> tuple[UUID, bool]:
-        """Insert; or find the run that holds the idempotency key (then the second value is True)."""
+    async def run_insert(self, on: Queryable, new: NewRun) -> Inserted:
+        """Insert; or find the run that holds the idempotency key, or let it take what is new."""
         row = (
             await on.fetch(
                 self._sql["run_insert"],
                 new.kind, new.payload, new.project_id, new.priority, new.run_at, new.max_attempts, new.timeout,
                 new.expires_at, new.idempotency_key, new.concurrency_key, new.is_shadow, new.headers, new.run_id,
+                new.debounce, new.debounce_at_most, new.throttle,
             )
         )[0]  # fmt: skip
-        return row["run_id"], row["existing"]
+        return Inserted(*row)
 
     async def runs_insert(self, on: Queryable, new: Sequence[NewRun]) -> list[UUID | None]:
         """Insert many; None where another run holds the idempotency key."""
@@ -209,6 +221,10 @@ class Store:
     async def keys_forget(self, on: Queryable, *, limit: int) -> int:
         """Delete idempotency keys whose time is over; return how many."""
         return len(await on.fetch(self._sql["keys_forget"], limit))
+
+    async def debounces_forget(self, on: Queryable, *, limit: int) -> int:
+        """Delete what is left of debounced runs that are settled; return how many."""
+        return len(await on.fetch(self._sql["debounces_forget"], limit))
 
     async def run_cancel(self, on: Queryable, run_id: UUID) -> str:
         """Pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""

@@ -41,7 +41,7 @@ BEGIN
             ('worker', 'SELECT, UPDATE ON {schema}.reaper'),
             ('worker', 'SELECT, INSERT ON {schema}.run_history'),
             ('worker', 'SELECT ON {schema}.all_runs, {schema}.settings, {schema}.migrations'),
-            ('worker', 'SELECT, UPDATE, DELETE ON {schema}.idempotency_keys'),
+            ('worker', 'SELECT, UPDATE, DELETE ON {schema}.idempotency_keys, {schema}.debounces'),
             ('worker', 'SELECT, DELETE ON {schema}.pauses'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
