@@ -8,9 +8,12 @@ or nothing, when the lease is no longer ours and there is nothing left to write.
 import asyncio
 import contextlib
 import contextvars
+import sys
+import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
+from types import FrameType
 from typing import Any, Literal, TypeAlias
 
 from notifyworker import payload as payloads
@@ -22,6 +25,7 @@ from notifyworker.run import Outcome, Run, State
 
 MESSAGE_BYTES = 8 * 1024
 TRACEBACK_BYTES = 32 * 1024
+_FRAMES = 12  # of a handler's stack that are told
 
 #: Why an attempt was ended from outside. "lost": somebody else has settled, cancelled or taken the run.
 Why: TypeAlias = Literal["timeout", "lost", "stopping"]
@@ -30,7 +34,9 @@ Why: TypeAlias = Literal["timeout", "lost", "stopping"]
 class Attempt:
     """One attempt in this process: the run, its handler, and why it was ended, if it was."""
 
-    __slots__ = ("began_at", "ended_at", "handler", "is_committing", "is_settled", "run", "task", "thread", "timer", "why")
+    __slots__ = (
+        "began_at", "ended_at", "handler", "is_committing", "is_settled", "run", "task", "thread", "thread_id", "timer", "why",
+    )  # fmt: skip
 
     def __init__(self, run: Run, handler: Handler) -> None:
         self.run = run
@@ -39,6 +45,7 @@ class Attempt:
         self.task: asyncio.Task[Any] | None = None
         #: The call in a thread: no cancellation ends it.
         self.thread: Future[Any] | None = None
+        self.thread_id: int | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.began_at = self.ended_at = 0.0
         self.why: Why | None = None
@@ -51,9 +58,18 @@ class Attempt:
         """Cancel the handler, for the first reason that was given."""
         if self.why is None:
             self.why = why
-            self.run.cancelled = True
+            self.run.cancel()
             if self.task is not None:
                 self.task.cancel()
+
+    def stack(self) -> list[str]:
+        """Where its handler stands, the innermost frame last."""
+        if self.thread_id is not None:
+            frame = sys._current_frames().get(self.thread_id)  # noqa: SLF001 - the documented way to another thread's stack
+            frames = [] if frame is None else [f for f, _ in traceback.walk_stack(frame)][::-1]
+        else:
+            frames = [] if self.task is None else _frames(self.task.get_coro())
+        return [f"{f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}" for f in frames[-_FRAMES:]]
 
 
 async def execute(
@@ -79,7 +95,7 @@ async def execute(
         if handler.is_async:
             result = await handler.function(*arguments)
         else:
-            attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, handler.function, arguments)
+            attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, attempt, arguments)
             result = await asyncio.wrap_future(attempt.thread)
     except PauseKind as error:
         with contextlib.suppress(asyncio.CancelledError):  # the end from outside counts: below
@@ -92,12 +108,24 @@ async def execute(
     return completed(run, result, worker, max_result_bytes)
 
 
-def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _in_thread(attempt: Attempt, arguments: tuple[Any, ...]) -> Any:
+    attempt.thread_id = threading.get_ident()
     try:
-        return function(*arguments)
+        return attempt.handler.function(*arguments)
     except StopIteration as error:  # no future can hold one: whoever waits for it would wait for ever
         message = "the handler raised StopIteration"
         raise RuntimeError(message) from error
+
+
+def _frames(waits: object) -> list[FrameType]:
+    """From a coroutine to what it waits for, and so on: a suspended task itself knows its outermost frame alone."""
+    frames = []
+    while waits is not None:
+        frame = getattr(waits, "cr_frame", None) or getattr(waits, "gi_frame", None) or getattr(waits, "ag_frame", None)
+        if frame is not None:
+            frames.append(frame)
+        waits = getattr(waits, "cr_await", None) or getattr(waits, "gi_yieldfrom", None) or getattr(waits, "ag_await", None)
+    return frames
 
 
 def outcome_of_end(attempt: Attempt, worker: str) -> Outcome | None:

@@ -6,6 +6,7 @@ The vocabulary: what a run is, which states it goes through, and how an attempt 
                                     reaped <- lease ran out  +-> retried later / failed / cancelled
 """
 
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class Run:
     __slots__ = (
         "_desk",
         "_effects",
+        "_ended",
         "_headers",
         "_log",
         "_payload",
@@ -157,6 +159,7 @@ class Run:
         self.waited_s = waited_s
         #: True once the run was cancelled, timed out or lost: a handler in a thread looks at it now and then.
         self.cancelled = False
+        self._ended: threading.Event | None = None
         #: What it is completed with in `transaction()`, whose end comes before the handler returns anything.
         self.result: Any = None
         self._desk = desk
@@ -176,6 +179,18 @@ class Run:
         """Trace context and whatever else the producer put there. Decoded when asked for."""
         headers: dict[str, Any] = payloads.decode(self._headers)
         return headers
+
+    def cancelled_within(self, seconds: float) -> bool:
+        """Wait in a handler's thread, in place of time.sleep: True as soon as the run is cancelled, False after `seconds`."""
+        if self._ended is None:
+            self._ended = threading.Event()
+        return self.cancelled or self._ended.wait(seconds)
+
+    def cancel(self) -> None:
+        """For the worker: let the handler know that its run was cancelled, timed out or lost. It settles nothing."""
+        self.cancelled = True  # before the look at the event, which the handler makes before it looks at this
+        if self._ended is not None:
+            self._ended.set()
 
     @property
     def log(self) -> Any:

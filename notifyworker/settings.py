@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     kinds: _Names = None
     concurrency: int = Field(10, ge=1, le=10_000)
     prefetch: int = Field(0, ge=0, le=10_000)
+    replaced_slots: int = Field(10, ge=0, le=10_000)
     shadow: Literal["honour", "enforce"] = "honour"
 
     poll_interval_s: _Seconds = 5.0

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
+from notifyworker.cancel import Cancels
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
 from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
@@ -62,7 +63,8 @@ class Conductor:
         self._sink: Callable[[dict[str, object]], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="notifyworker handler")
+        threads = settings.concurrency + settings.replaced_slots
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="notifyworker handler")
         self._make_parts(settings, standalone=standalone)
 
     def _make_parts(self, settings: Settings, *, standalone: bool) -> None:
@@ -90,9 +92,10 @@ class Conductor:
             on_answer=self.turns.claimed, leases=self._leases, on_orphan=self._orphan,
         )  # fmt: skip
         self.slots = Slots(
-            settings.concurrency, self._execute, worker=self.lease_owner,
-            on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
+            settings.concurrency, settings.replaced_slots, self._execute, worker=self.lease_owner,
+            on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free, on_stuck=self._stuck,
         )  # fmt: skip
+        self.metrics.stuck.set_function(lambda: len(self.slots.stuck))
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
@@ -108,6 +111,10 @@ class Conductor:
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
             exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
+        )  # fmt: skip
+        self.cancels = Cancels(
+            self.store, self._side_link, self.lease_owner,
+            lease_of=self.slots.lease_of, on_lost=self._lost, unsure=self.keeper.announce,
         )  # fmt: skip
         self.scheduler = Scheduler(self.store, self._side_link, self.metrics)
         self.listener.on_message = self._heard
@@ -145,7 +152,7 @@ class Conductor:
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
-            ("claims", self.claims.run()),
+            ("cancels", self.cancels.run()), ("claims", self.claims.run()),
         ):  # fmt: skip
             task = asyncio.create_task(loop, name=f"notifyworker {name}")
             task.add_done_callback(self._loop_ended)
@@ -291,6 +298,9 @@ class Conductor:
     def _over(self, attempt: Attempt) -> None:
         self.keeper.handler_ended(attempt.run.run_id, attempt.run.lease_token)
 
+    def _stuck(self, attempt: Attempt) -> None:
+        self.metrics.ignored.labels(attempt.run.kind).inc()
+
     def _slot_is_free(self) -> None:
         if self.claims.more:
             self.claims.wake.set()
@@ -359,16 +369,10 @@ class Conductor:
         if what == "schedules":
             self.scheduler.changed()
             return
-        if what != "cancel":
-            self.leader.heard(message)
+        if what == "cancel":
+            self.cancels.heard(argument)
             return
-        try:
-            run_id = UUID(argument)
-        except ValueError:
-            return  # anybody may notify on our channel
-        # So this proves nothing: a heartbeat now finds out whether it is true.
-        if self.slots.has(run_id):
-            self.keeper.announce()
+        self.leader.heard(message)
 
     # What a handler asks for (Desk), and what others see.
 
@@ -454,12 +458,15 @@ class Conductor:
 
     def restrictions(self) -> list[str]:
         """What this worker does its job without."""
-        if not self.listener.is_deaf:
-            return []
-        found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
-        return [
-            f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
-        ]
+        reasons = []
+        if self.listener.is_deaf:
+            found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
+            reasons.append(
+                f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
+            )
+        if (stuck := self.slots.stuck) and len(stuck) <= self.settings.replaced_slots:
+            reasons.append(_told_stuck(stuck))
+        return reasons
 
     def health(self) -> list[str]:
         """Reasons why this worker does not do its job; empty if it does. From memory."""
@@ -489,7 +496,16 @@ class Conductor:
         if self.reaper.stands_in and self.leader.may_lead:
             reasons.append("the leader's lock is held by somebody who does not reap: this worker stands in")
         reasons += self.scheduler.health()
+        if len(stuck := self.slots.stuck) > self.settings.replaced_slots:
+            limit = f"replaced_slots={self.settings.replaced_slots} are replaced, and the others keep their slots: restart it"
+            reasons.append(f"{_told_stuck(stuck)}; {limit}")
         if self.settler.error is not None:
             since, why = self.settler.error
             reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - since:.0f} s: {why}")
         return reasons
+
+
+def _told_stuck(stuck: Sequence[Attempt]) -> str:
+    """Without a stack, which the log has: everybody may read /healthz."""
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(attempt.run.kind for attempt in stuck).most_common(5))
+    return f"{len(stuck)} handlers ignore that their runs were ended, and go on: {kinds}"
