@@ -14,7 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import DatabaseError, Queryable, connect, explain
+from notifyworker.database import DatabaseError, Queryable, brief, connect, explain, is_refusal
 from notifyworker.errors import InvalidRun, RunNotFound, SettingsError, WaitTimeout
 from notifyworker.given import (
     REFUSALS,
@@ -29,10 +29,11 @@ from notifyworker.given import (
     schedule_as_dict,
     uuid_of,
 )
-from notifyworker.pause import Backoff
+from notifyworker.observe import log
 from notifyworker.run import TERMINAL, State
 from notifyworker.settings import Settings
 from notifyworker.store import Inserted, NewRun, Store
+from notifyworker.waiting import Waiting
 
 
 class Client:
@@ -51,6 +52,7 @@ class Client:
         self._store = Store(settings.schema_name)
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
+        self._waiting = Waiting(self._listen_dsn, self._store)
 
     async def __aenter__(self) -> Self:
         return self
@@ -60,6 +62,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections that this client opened."""
+        await self._waiting.close()
         if self._pool is not None:
             self._pool.terminate()
             self._pool = None
@@ -201,16 +204,25 @@ class Client:
         """
         Return the run once it is settled. `timeout` in seconds.
 
-        Looks with growing pauses, at most every second. Raises WaitTimeout, RunNotFound.
+        Its settle tells, on a connection that this client opens for it and keeps while somebody waits; a look every 5 s makes
+        sure. Raises WaitTimeout, RunNotFound.
         """
-        backoff = Backoff(cap_s=1.0)
+        wanted = uuid_of("run_id", run_id)
         try:
             async with asyncio.timeout(timeout):
-                while True:
-                    run = await self.get(run_id)
-                    if run["state"] in TERMINAL:
-                        return run
-                    await asyncio.sleep(backoff.next_s())
+                run = await self.get(wanted)
+                if run["state"] in TERMINAL:
+                    return run
+                with self._waiting.of(wanted) as wait:
+                    while run["state"] not in TERMINAL:
+                        await wait.for_a_look()
+                        try:
+                            run = await self.get(wanted)
+                        except DatabaseError as error:
+                            if is_refusal(error):
+                                raise
+                            log.debug("wait_goes_on", run_id=str(wanted), error=brief(error))
+                    return run
         except TimeoutError:
             message = f"run {run_id} is not settled after {timeout} s"
             raise WaitTimeout(message) from None

@@ -94,7 +94,7 @@ class Reaper:
                 break
         while await self._store.expire(self._link, limit=_BATCH) == _BATCH:
             continue
-        for forget in (self._store.keys_forget, self._store.debounces_forget):
+        for forget in (self._store.keys_forget, self._store.debounces_forget, self._store.waiters_forget):
             while await forget(self._link, limit=_BATCH) == _BATCH:
                 continue
         await self._store.pauses_forget(self._link)

@@ -72,6 +72,8 @@ class Outcome:
     delay_s: float | None = None
     counts: bool = True
     was_started: bool = True
+    #: What it said last of itself, where that is not written yet.
+    progress: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the table of transitions does not have."""
@@ -83,8 +85,8 @@ class Outcome:
 class Desk(Protocol):
     """What a run's handler may ask of its worker."""
 
-    async def write_progress(self, run: "Run", progress: str) -> None:
-        """Write it, fenced. Raises LeaseLost."""
+    def write_progress(self, run: "Run", progress: str) -> Awaitable[None]:
+        """Write it, fenced, now or a little later; from the event loop or a handler's thread. Raises LeaseLost."""
 
     def transaction(self, run: "Run", connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":
         """Begin a transaction that settles it. Raises LeaseLost."""
@@ -199,9 +201,15 @@ class Run:
             self._log = self._need_desk().logger(self)
         return self._log
 
-    async def progress(self, progress: dict[str, Any]) -> None:
-        """Show how far this run is. Raises LeaseLost if it is no longer ours, Unencodable if it is not JSON."""
-        await self._need_desk().write_progress(self, payloads.encode(progress))
+    def progress(self, progress: dict[str, Any]) -> Awaitable[None]:
+        """
+        Show how far this run is. Call it as often as you like: the newest is written each `progress_interval_s`, at the latest
+        together with the run's end.
+
+        Awaited, it returns once it is written, or noted. In a plain handler it is called without await. Raises LeaseLost if
+        the run is no longer ours, Unencodable if it is not JSON.
+        """
+        return self._need_desk().write_progress(self, payloads.encode(progress))
 
     async def effect(
         self,

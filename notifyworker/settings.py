@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     shadow: Literal["honour", "enforce"] = "honour"
 
     poll_interval_s: _Seconds = 5.0
+    progress_interval_s: float = Field(0.5, ge=0, le=3600, allow_inf_nan=False)
     lease_s: _Seconds = 60.0
     heartbeat_interval_s: _Seconds = 15.0
     reaper_interval_s: _Seconds = 60.0

@@ -172,10 +172,10 @@ class Store:
         rows = await on.fetch(self._sql["held"], lease_owner, list(held), list(held.values()))
         return {row["run_id"] for row in rows}
 
-    async def progress(self, on: Queryable, run: Run, lease_owner: str, progress: str) -> bool:
-        """Write a running run's progress; False if it is no longer this worker's."""
-        rows = await on.fetch(self._sql["progress"], run.run_id, run.lease_token, lease_owner, progress)
-        return bool(rows)
+    async def progress(self, on: Queryable, lease_owner: str, said: Sequence[tuple[Run, str]]) -> set[UUID]:
+        """Write what running runs say of themselves; return those that were held, and not locked by somebody."""
+        columns = [run.run_id for run, _ in said], [run.lease_token for run, _ in said], [text for _, text in said]
+        return {row["run_id"] for row in await on.fetch(self._sql["progress"], lease_owner, *columns)}
 
     async def lock(self, on: Queryable, run: Run, lease_owner: str) -> bool:
         """Lock a run that is held under this lease; False if it is not, or locked by somebody."""
@@ -189,6 +189,7 @@ class Store:
             _unless_all([o.to for o in outcomes], usual=State.COMPLETED), _unless_all([o.result for o in outcomes], usual=None),
             _unless_all([o.effects for o in outcomes], usual=None), _unless_all([o.error_code for o in outcomes], usual=None),
             _unless_all([o.error for o in outcomes], usual=None), _unless_all([o.was_started for o in outcomes], usual=True),
+            _unless_all([o.progress for o in outcomes], usual=None),
         )  # fmt: skip
         return int(rows[0]["count"])
 
@@ -198,6 +199,7 @@ class Store:
             self._sql["give_back"],
             lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes],
             [o.delay_s for o in outcomes], [o.counts for o in outcomes], [o.error for o in outcomes],
+            [o.progress for o in outcomes],
         )  # fmt: skip
         return {row["run_id"] for row in rows}
 
@@ -225,6 +227,18 @@ class Store:
     async def debounces_forget(self, on: Queryable, *, limit: int) -> int:
         """Delete what is left of debounced runs that are settled; return how many."""
         return len(await on.fetch(self._sql["debounces_forget"], limit))
+
+    async def expect(self, on: Queryable, run_ids: Sequence[UUID], channel: str) -> None:
+        """Be told on this channel, for the next minute, when one of these runs is settled."""
+        await on.fetch(self._sql["expect"], list(run_ids), channel)
+
+    async def expect_no_more(self, on: Queryable, run_ids: Sequence[UUID], channel: str) -> None:
+        """Be told of these no more."""
+        await on.fetch(self._sql["expect_no_more"], list(run_ids), channel)
+
+    async def waiters_forget(self, on: Queryable, *, limit: int) -> int:
+        """Delete waiters that live no more; return how many."""
+        return len(await on.fetch(self._sql["waiters_forget"], limit))
 
     async def run_cancel(self, on: Queryable, run_id: UUID) -> str:
         """Pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -27,6 +27,7 @@ from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
 from notifyworker.observe import Metrics, is_debug, log, outline
+from notifyworker.progress import Progress
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
 from notifyworker.schedule import Scheduler
@@ -105,12 +106,18 @@ class Conductor:
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
+            progress=lambda run: self.progress.unwritten(run),  # noqa: PLW0108 - made below
             on_settled=self._settled, on_ended=self._ended, on_lost=self._lost_in_transaction,
         )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
             exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
+        )  # fmt: skip
+        self.progress = Progress(
+            self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.progress_interval_s,
+            is_mine=self._is_mine, on_lost=lambda run: self._lost({run.run_id: run.lease_token}, "progress"),
+            on_written=self._progressed,
         )  # fmt: skip
         self.cancels = Cancels(
             self.store, self._side_link, self.lease_owner,
@@ -152,7 +159,7 @@ class Conductor:
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
-            ("cancels", self.cancels.run()), ("claims", self.claims.run()),
+            ("cancels", self.cancels.run()), ("progress", self.progress.run()), ("claims", self.claims.run()),
         ):  # fmt: skip
             task = asyncio.create_task(loop, name=f"notifyworker {name}")
             task.add_done_callback(self._loop_ended)
@@ -296,6 +303,7 @@ class Conductor:
         self._publish(attempt.run.run_id, attempt.run.kind, "running")
 
     def _over(self, attempt: Attempt) -> None:
+        self.progress.forget(attempt.run)
         self.keeper.handler_ended(attempt.run.run_id, attempt.run.lease_token)
 
     def _stuck(self, attempt: Attempt) -> None:
@@ -313,6 +321,7 @@ class Conductor:
         if outcome is None:
             self.keeper.drop(attempt.run.run_id, attempt.run.lease_token)
             return
+        outcome.progress = self.progress.ended(attempt.run)
         if outcome.error is not None and outcome.to is not State.CANCELLED:
             log.warning(
                 "attempt_failed", run_id=str(outcome.run_id), kind=outcome.kind, attempt=outcome.attempt, to=str(outcome.to)
@@ -376,13 +385,16 @@ class Conductor:
 
     # What a handler asks for (Desk), and what others see.
 
-    async def write_progress(self, run: Run, progress: str) -> None:
+    def write_progress(self, run: Run, progress: str) -> Awaitable[None]:
         """Write a run's progress, fenced. Raises LeaseLost."""
-        if not await self.store.progress(self._side_link, run, self.lease_owner, progress):
-            if (attempt := self.slots.get(run.run_id)) is not None and attempt.run is run:
-                self._lost({run.run_id: run.lease_token}, "progress")
-            raise LeaseLost(run.run_id, during="progress")
-        self._publish(run.run_id, run.kind, "progress")
+        return self.progress.put(run, progress)
+
+    def _is_mine(self, run: Run) -> bool:
+        attempt = self.slots.get(run.run_id)
+        return attempt is not None and attempt.run is run and not attempt.is_settled and attempt.why != "lost"
+
+    def _progressed(self, run: Run, progress: str) -> None:
+        self._publish(run.run_id, run.kind, "progress", progress=progress)
 
     def transaction(self, run: Run, connection: "Connection | None") -> AbstractAsyncContextManager[Connection]:
         """Begin a transaction that settles the run. Raises LeaseLost."""
@@ -399,9 +411,9 @@ class Conductor:
         """Call `sink` with every change of state that this worker makes."""
         self._sink = sink
 
-    def _publish(self, run_id: UUID, kind: str, state: str) -> None:
+    def _publish(self, run_id: UUID, kind: str, state: str, **more: str) -> None:
         if self._sink is not None:
-            self._sink({"run_id": str(run_id), "kind": kind, "state": state})
+            self._sink({"run_id": str(run_id), "kind": kind, "state": state, **more})
 
     def _mode_changed(self, mode: str) -> None:
         self.reaper.lead(is_leading=mode != "follower")

@@ -111,6 +111,9 @@ BEGIN
     IF was_running AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('{name}', 'cancel:' || cancel.run_id::text);
     END IF;
+    IF EXISTS (SELECT FROM {schema}.waiters) THEN
+        PERFORM {schema}.tell_waiters(ARRAY[cancel.run_id]);
+    END IF;
     RETURN 'cancelled';
 END $$;
 

@@ -42,6 +42,10 @@ BEGIN
             ('worker', 'SELECT, INSERT ON {schema}.run_history'),
             ('worker', 'SELECT ON {schema}.all_runs, {schema}.settings, {schema}.migrations'),
             ('worker', 'SELECT, UPDATE, DELETE ON {schema}.idempotency_keys, {schema}.debounces'),
+            ('worker', 'SELECT, UPDATE, DELETE ON {schema}.waiters'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.tell_waiters, {schema}.expect, {schema}.expect_no_more'),
+            ('operator', 'EXECUTE ON FUNCTION {schema}.expect, {schema}.expect_no_more'),
+            ('observer', 'EXECUTE ON FUNCTION {schema}.expect, {schema}.expect_no_more'),
             ('worker', 'SELECT, DELETE ON {schema}.pauses'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
@@ -59,6 +63,7 @@ BEGIN
         SELECT reader, format('SELECT ON %s', c.oid::regclass)
           FROM pg_class AS c CROSS JOIN (VALUES ('operator'), ('observer')) AS r (reader)
          WHERE c.relnamespace = quote_ident('{name}')::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+           AND c.relname <> 'waiters'  -- of every project
         UNION ALL
         -- The policies ask both in the name of whoever reads.
         SELECT bound, what FROM (VALUES ('producer'), ('operator'), ('observer')) AS b (bound) CROSS JOIN (VALUES

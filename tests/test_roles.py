@@ -42,6 +42,9 @@ FUNCTIONS = {
     "check_pace(null, null, null, null, null)": set[str](),
     "debounce(null, null, null)": set[str](),
     "keep_key()": set[str](),
+    "expect(ARRAY[]::uuid[], 'notifyworker_wait_0123456789abcdef')": {"worker", "operator", "observer"},
+    "expect_no_more(ARRAY[]::uuid[], 'notifyworker_wait_0123456789abcdef')": {"worker", "operator", "observer"},
+    "tell_waiters(ARRAY[]::uuid[])": {"worker"},
     "pause('a')": {"worker", "operator"},
     "resume('a')": {"worker", "operator"},
     "schedule_changes()": set[str](),
@@ -68,6 +71,7 @@ ACTIONS = {
     "SELECT * FROM notifyworker.project_roles": {"producer", *READERS},
     "SELECT * FROM notifyworker.idempotency_keys": READS,
     "SELECT * FROM notifyworker.debounces": READS,
+    "SELECT * FROM notifyworker.waiters": {"worker"},
     "SELECT * FROM notifyworker.pauses": READS,
     "SELECT * FROM notifyworker.schedules": READS,
     "INSERT INTO notifyworker.schedules (name, cron, kind) VALUES ('s', '* * * * *', 'a')": {"worker", "operator"},
@@ -288,7 +292,7 @@ async def test_definers_rights_are_used_where_needed_and_every_path_is_pinned(db
 
     assert {row["proname"] for row in rows if row["prosecdef"]} == {
         "enqueue", "cancel", "retry", "forget", "make_partitions", "drop_expired_partitions",
-        "key_holder", "take_key", "keep_key", "pause", "resume",
+        "key_holder", "take_key", "keep_key", "pause", "resume", "expect", "expect_no_more",
     }  # fmt: skip
     for row in rows:
         assert "search_path=pg_catalog, pg_temp" in (row["proconfig"] or []) or row["is_bound_early"], row["proname"]
