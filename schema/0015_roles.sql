@@ -51,7 +51,7 @@ BEGIN
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.key_holder, {schema}.uuid7, {schema}.cancel, {schema}.retry'),
-            ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce, {schema}.complete'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.make_partitions, {schema}.drop_expired_partitions'),
             ('operator', 'USAGE ON SCHEMA {schema}'),
             ('operator', 'EXECUTE ON FUNCTION {schema}.cancel, {schema}.retry, {schema}.forget, {schema}.pause, {schema}.resume'),

@@ -44,6 +44,7 @@ FUNCTIONS = {
     "keep_key()": set[str](),
     "expect(ARRAY[]::uuid[], 'notifyworker_wait_0123456789abcdef')": {"worker", "operator", "observer"},
     "expect_no_more(ARRAY[]::uuid[], 'notifyworker_wait_0123456789abcdef')": {"worker", "operator", "observer"},
+    "complete('{live}', 1)": {"worker"},
     "tell_waiters(ARRAY[]::uuid[])": {"worker"},
     "pause('a')": {"worker", "operator"},
     "resume('a')": {"worker", "operator"},
@@ -292,7 +293,7 @@ async def test_definers_rights_are_used_where_needed_and_every_path_is_pinned(db
 
     assert {row["proname"] for row in rows if row["prosecdef"]} == {
         "enqueue", "cancel", "retry", "forget", "make_partitions", "drop_expired_partitions",
-        "key_holder", "take_key", "keep_key", "pause", "resume", "expect", "expect_no_more",
+        "key_holder", "take_key", "keep_key", "pause", "resume", "expect", "expect_no_more", "complete",
     }  # fmt: skip
     for row in rows:
         assert "search_path=pg_catalog, pg_temp" in (row["proconfig"] or []) or row["is_bound_early"], row["proname"]
