@@ -126,8 +126,7 @@ class Progress:
 
     def ended(self, run: Run) -> str | None:
         """The same, and write it no more: it goes with the outcome."""
-        said = self._unwritten.pop(run, None)
-        if said is None:
+        if not self._unwritten or (said := self._unwritten.pop(run, None)) is None:
             return None
         said.is_over = True
         said.tell()
@@ -135,8 +134,9 @@ class Progress:
 
     def forget(self, run: Run) -> None:
         """Its handler has ended."""
-        self.ended(run)
-        self._of.pop(run, None)
+        if self._of:  # as a rule nobody says anything
+            self.ended(run)
+            self._of.pop(run, None)
 
     async def run(self) -> None:
         """Write until cancelled."""

