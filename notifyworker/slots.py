@@ -8,7 +8,7 @@ in its task (a context variable, a cancellation that was asked for) ends the slo
 
 import asyncio
 import contextvars
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from uuid import UUID
 
@@ -79,9 +79,29 @@ class Slots:
         return len(self._lingering)
 
     @property
-    def stuck(self) -> list[Attempt]:
-        """Those of them that ignore their end, the oldest first."""
-        return sorted(self._stuck, key=lambda attempt: attempt.began_at)
+    def stuck(self) -> int:
+        """How many of them ignore their end."""
+        return len(self._stuck)
+
+    def restrictions(self) -> list[str]:
+        """What was replaced. Without a stack, which the log has: everybody may read /healthz."""
+        return [self._told_stuck()] if 0 < len(self._stuck) <= self._replaced else []
+
+    def health(self) -> list[str]:
+        """Why less is executed at once than should be."""
+        if len(self._stuck) <= self._replaced:
+            return []
+        return [f"{self._told_stuck()}; replaced_slots={self._replaced} are replaced, the others keep their slots: restart it"]
+
+    def _told_stuck(self) -> str:
+        kinds = Counter(attempt.run.kind for attempt in self._stuck).most_common(5)
+        told = ", ".join(f"{kind} ({count})" for kind, count in kinds)
+        return f"{len(self._stuck)} handlers ignore that their runs were ended, and go on: {told}"
+
+    def executes(self, run: Run) -> bool:
+        """Whether this very attempt goes on, and its lease is not known to be lost."""
+        attempt = self._running.get(run.run_id)
+        return attempt is not None and attempt.run is run and not attempt.is_settled and attempt.why != "lost"
 
     def get(self, run_id: UUID) -> Attempt | None:
         """Return the attempt that is executed for this run, if there is one."""
@@ -158,10 +178,8 @@ class Slots:
         task.add_done_callback(self._slot_ended)
 
     def _may_begin(self) -> bool:
-        if not self._waiting:
-            return False
-        lingering = len(self._lingering)
-        return len(self._running) + (lingering and lingering - min(len(self._stuck), self._replaced)) < self._size
+        replaced = min(len(self._stuck), self._replaced) if self._stuck else 0
+        return bool(self._waiting) and len(self._running) + len(self._lingering) - replaced < self._size
 
     async def _slot(self) -> None:
         self._is_starting = False

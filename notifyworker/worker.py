@@ -94,9 +94,10 @@ class Conductor:
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, settings.replaced_slots, self._execute, worker=self.lease_owner,
-            on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free, on_stuck=self._stuck,
+            on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
+            on_stuck=lambda attempt: self.metrics.ignored.labels(attempt.run.kind).inc(),
         )  # fmt: skip
-        self.metrics.stuck.set_function(lambda: len(self.slots.stuck))
+        self.metrics.stuck.set_function(lambda: self.slots.stuck)
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
@@ -116,8 +117,8 @@ class Conductor:
         )  # fmt: skip
         self.progress = Progress(
             self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.progress_interval_s,
-            is_mine=self._is_mine, on_lost=lambda run: self._lost({run.run_id: run.lease_token}, "progress"),
-            on_written=self._progressed,
+            is_mine=self.slots.executes, on_lost=lambda run: self._lost({run.run_id: run.lease_token}, "progress"),
+            on_written=lambda run, progress: self._publish(run.run_id, run.kind, "progress", progress=progress),
         )  # fmt: skip
         self.cancels = Cancels(
             self.store, self._side_link, self.lease_owner,
@@ -306,9 +307,6 @@ class Conductor:
         self.progress.forget(attempt.run)
         self.keeper.handler_ended(attempt.run.run_id, attempt.run.lease_token)
 
-    def _stuck(self, attempt: Attempt) -> None:
-        self.metrics.ignored.labels(attempt.run.kind).inc()
-
     def _slot_is_free(self) -> None:
         if self.claims.more:
             self.claims.wake.set()
@@ -388,13 +386,6 @@ class Conductor:
     def write_progress(self, run: Run, progress: str) -> Awaitable[None]:
         """Write a run's progress, fenced. Raises LeaseLost."""
         return self.progress.put(run, progress)
-
-    def _is_mine(self, run: Run) -> bool:
-        attempt = self.slots.get(run.run_id)
-        return attempt is not None and attempt.run is run and not attempt.is_settled and attempt.why != "lost"
-
-    def _progressed(self, run: Run, progress: str) -> None:
-        self._publish(run.run_id, run.kind, "progress", progress=progress)
 
     def transaction(self, run: Run, connection: "Connection | None") -> AbstractAsyncContextManager[Connection]:
         """Begin a transaction that settles the run. Raises LeaseLost."""
@@ -476,9 +467,7 @@ class Conductor:
             reasons.append(
                 f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
             )
-        if (stuck := self.slots.stuck) and len(stuck) <= self.settings.replaced_slots:
-            reasons.append(_told_stuck(stuck))
-        return reasons
+        return reasons + self.slots.restrictions()
 
     def health(self) -> list[str]:
         """Reasons why this worker does not do its job; empty if it does. From memory."""
@@ -507,17 +496,8 @@ class Conductor:
             )
         if self.reaper.stands_in and self.leader.may_lead:
             reasons.append("the leader's lock is held by somebody who does not reap: this worker stands in")
-        reasons += self.scheduler.health()
-        if len(stuck := self.slots.stuck) > self.settings.replaced_slots:
-            limit = f"replaced_slots={self.settings.replaced_slots} are replaced, and the others keep their slots: restart it"
-            reasons.append(f"{_told_stuck(stuck)}; {limit}")
+        reasons += self.scheduler.health() + self.slots.health()
         if self.settler.error is not None:
             since, why = self.settler.error
             reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - since:.0f} s: {why}")
         return reasons
-
-
-def _told_stuck(stuck: Sequence[Attempt]) -> str:
-    """Without a stack, which the log has: everybody may read /healthz."""
-    kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(attempt.run.kind for attempt in stuck).most_common(5))
-    return f"{len(stuck)} handlers ignore that their runs were ended, and go on: {kinds}"

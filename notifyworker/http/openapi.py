@@ -261,7 +261,7 @@ def _paths() -> Json:
             ),
         },
         "/metrics": {"get": _operation("metrics", "metrics of this worker", metrics, is_open=True)},
-        "/events": {"get": _operation("events", "state changes", events)},
+        "/events": {"get": _operation("events", "state changes and progress, of runs that this worker executes", events)},
         "/openapi.json": {"get": _shown("openapi", "this document", {"type": "object"})},
         "/login": {"post": _operation("login", "the token for a session", known, body=tokens, is_open=True)},
     }
