@@ -21,6 +21,8 @@ from notifyworker.errors import Cancel, Code, Fail, PauseKind, Snooze
 from notifyworker.handlers import Handler
 from notifyworker.observe import log
 from notifyworker.payload import clean_text
+from notifyworker.plain import ThreadDesk
+from notifyworker.processes import ElsewhereError, Processes, Unfit, Unstorable
 from notifyworker.run import Outcome, Run, State
 
 MESSAGE_BYTES = 8 * 1024
@@ -76,17 +78,24 @@ async def execute(
     attempt: Attempt,
     *,
     threads: Executor,
+    processes: Processes,
     worker: str,
     max_result_bytes: int,
+    on_begun: Callable[[Attempt], None],
     on_pause: Callable[[str, PauseKind], Awaitable[None]],
 ) -> Outcome | None:
-    """Call the handler; None if there is nothing to write. `on_pause` is awaited when it asks for a pause of its kind."""
+    """
+    Call the handler; None if there is nothing to write.
+
+    `on_begun` is called when a process has begun it: only then does its timeout begin to count. `on_pause` is awaited when
+    it asks for a pause of its kind.
+    """
     run, handler = attempt.run, attempt.handler
     if run.expired:
         error = error_entry(run, Code.EXPIRED, "expires_at passed before it was started", None)
         return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, error=error, was_started=False)
     try:
-        arguments = handler.arguments(run)
+        arguments = () if handler.in_process else handler.arguments(run)
     except ValueError as error:
         return _failed(run, Code.BAD_PAYLOAD, str(error), None, worker)
     except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes: the same again next time
@@ -95,8 +104,11 @@ async def execute(
         if handler.is_async:
             result = await handler.function(*arguments)
         else:
-            attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, attempt, arguments)
-            result = await asyncio.wrap_future(attempt.thread)
+            result = await _begun(attempt, arguments, threads, processes, on_begun)
+    except Unfit as error:
+        return _failed(run, Code.BAD_PAYLOAD, str(error), error if error.__cause__ else None, worker)
+    except Unstorable as error:
+        return _unstorable(run, error, worker)
     except PauseKind as error:
         with contextlib.suppress(asyncio.CancelledError):  # the end from outside counts: below
             await on_pause(run.kind, error)
@@ -106,6 +118,19 @@ async def execute(
     if attempt.why is not None:  # it swallowed the cancellation
         return outcome_of_end(attempt, worker)
     return completed(run, result, worker, max_result_bytes)
+
+
+def _begun(
+    attempt: Attempt, arguments: tuple[Any, ...], threads: Executor, processes: Processes, on_begun: Callable[[Attempt], None]
+) -> Awaitable[Any]:
+    """Give a plain handler to a thread or a process; what is returned is its result."""
+    if attempt.handler.in_process:
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        return processes.call(attempt.run, attempt.handler, lambda: on_begun(attempt))
+    attempt.run.sit_at(ThreadDesk(attempt.run))
+    attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, attempt, arguments)
+    return asyncio.wrap_future(attempt.thread)
 
 
 def _in_thread(attempt: Attempt, arguments: tuple[Any, ...]) -> Any:
@@ -194,11 +219,15 @@ def completed(run: Run, result: object, worker: str, max_result_bytes: int) -> O
     try:
         text = None if result is None else payloads.encode(result)
     except payloads.Unencodable as error:
-        return _failed(run, Code.BAD_RESULT, f"the result can't be stored: {error}".replace("$", "result", 1), None, worker)
+        return _unstorable(run, error, worker)
     if text is not None and (size := len(text.encode())) > max_result_bytes:
         message = f"the result has {size} bytes, more than max_result_bytes={max_result_bytes}"
         return _failed(run, Code.BAD_RESULT, message, None, worker)
     return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.COMPLETED, result=text, effects=run.recorded_effects)
+
+
+def _unstorable(run: Run, error: Exception, worker: str) -> Outcome:
+    return _failed(run, Code.BAD_RESULT, f"the result can't be stored: {error}".replace("$", "result", 1), None, worker)
 
 
 def _retried_or_failed(attempt: Attempt, code: Code, message: str, error: BaseException, worker: str) -> Outcome:
@@ -236,6 +265,8 @@ def _failed(run: Run, code: Code, message: str, error: BaseException | None, wor
 
 
 def _traceback(error: BaseException) -> str:
+    if isinstance(error.__cause__, ElsewhereError):
+        return clean_text(error.__cause__.traceback, TRACEBACK_BYTES)
     # Not our own frame, by which the handler was called.
     below = error.__traceback__.tb_next if error.__traceback__ is not None else None
     try:

@@ -7,7 +7,6 @@ statement without an answer changes nothing about that: it is written again.
 """
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
@@ -49,11 +48,11 @@ class _Writing:
 
     __slots__ = ("_said",)
 
-    def __init__(self, said: _Said | None = None) -> None:
+    def __init__(self, said: _Said) -> None:
         self._said = said
 
     def __await__(self) -> Generator[Any, None, None]:
-        if self._said is None or not self._said.is_awaited:
+        if not self._said.is_awaited:
             return
         waiter: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self._said.waiters.append(waiter)
@@ -95,15 +94,9 @@ class Progress:
         self._unwritten: dict[Run, _Said] = {}
         self._some = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
 
     def put(self, run: Run, text: str) -> Awaitable[None]:
         """Write this, now or later. Raises LeaseLost if the run is not executed here any more."""
-        if threading.get_ident() != self._thread:
-            if run.cancelled or self._loop.is_closed():
-                raise LeaseLost(run.run_id, during="progress")
-            self._loop.call_soon_threadsafe(self._put_of_thread, run, text)
-            return _Writing()
         if not self._is_mine(run):
             raise LeaseLost(run.run_id, during="progress")
         said = self._of.get(run)
@@ -114,10 +107,6 @@ class Progress:
         self._some.set()
         said.is_awaited = said.due_at <= self._loop.time()
         return _Writing(said)
-
-    def _put_of_thread(self, run: Run, text: str) -> None:
-        if self._is_mine(run):  # else its thread sees that by run.cancelled
-            self.put(run, text)
 
     def unwritten(self, run: Run) -> str | None:
         """What is to be written together with the run's end; None if all is, as far as is known."""

@@ -58,6 +58,9 @@ async def enqueue(
     throttle: Annotated[
         float | None, Parameter(help="Seconds from the first run of the key on: no other.", group=_COLUMNS, **_HYPHEN)
     ] = None,
+    concurrency_key: Annotated[
+        str | None, Parameter(help="Runs of a project with the same key never run side by side.", group=_COLUMNS, **_HYPHEN)
+    ] = None,
     shadow: Annotated[bool, Parameter(help="Execute without effects.", negative="", group=_COLUMNS)] = False,
     headers: Annotated[
         str | None, Parameter(help="A JSON object: trace context and your own.", group=_COLUMNS, **_HYPHEN)
@@ -81,6 +84,7 @@ async def enqueue(
         debounce=debounce,
         debounce_at_most=debounce_at_most,
         throttle=throttle,
+        concurrency_key=concurrency_key,
         is_shadow=shadow,
         headers=None if headers is None else _json("headers", headers),
     )

@@ -43,6 +43,8 @@ DECLARE
     key       text := run.idempotency_key;
     called_at timestamptz := clock_timestamp();
     waiting   uuid;
+    target    uuid;
+    old_key   text;
     due       timestamptz;
 BEGIN
     -- One caller after the other: whoever comes second finds what the first has left.
@@ -56,24 +58,29 @@ BEGIN
             USING ERRCODE = 'program_limit_exceeded', COLUMN = 'payload', HINT = 'Put a reference into the payload.';
     END IF;
     LOOP
+        SELECT r.run_id, r.concurrency_key INTO target, old_key FROM {schema}.runs AS r
+         WHERE r.run_id = coalesce(
+             (SELECT w.run_id FROM {schema}.runs AS w WHERE w.run_id = waiting AND w.state = 'pending'),
+             (SELECT w.run_id FROM {schema}.runs AS w
+               WHERE w.project_id = run.project_id AND w.kind = run.kind AND w.idempotency_key = run.idempotency_key));
         -- A claim that has it at this moment is waited for: then it is not pending any more.
         UPDATE {schema}.runs AS r
            SET payload = run.payload, headers = run.headers, priority = run.priority, timeout = run.timeout,
                run_at = least(called_at + debounce.pause,
                    CASE WHEN debounce.at_most IS NOT NULL THEN greatest(called_at, r.created_at + debounce.at_most) END),
                max_attempts = run.max_attempts, expires_at = run.expires_at, is_shadow = run.is_shadow, shadow_by = NULL,
-               concurrency_key = run.concurrency_key, attempt = 0, progress = NULL
-         WHERE r.state = 'pending' AND r.run_id = coalesce(
-             (SELECT w.run_id FROM {schema}.runs AS w WHERE w.run_id = waiting AND w.state = 'pending'),
-             (SELECT w.run_id FROM {schema}.runs AS w
-               WHERE w.project_id = run.project_id AND w.kind = run.kind AND w.idempotency_key = run.idempotency_key))
-        RETURNING r.run_id, r.run_at INTO waiting, due;
+               concurrency_key = run.concurrency_key, waits_for = NULL, attempt = 0, progress = NULL
+         WHERE r.run_id = target AND r.state = 'pending'
+        RETURNING r.run_at INTO due;
         IF FOUND THEN
             -- Later than before or not: a worker that found the row locked must learn when it is due.
             IF current_setting('notifyworker.quiet', true) IS DISTINCT FROM 'on' THEN
                 PERFORM {schema}.announce(due);
             END IF;
-            run.run_id := waiting;
+            IF old_key IS NOT NULL THEN  -- it may have been its turn
+                PERFORM {schema}.end_wait(run.project_id, old_key, 1);
+            END IF;
+            run.run_id := target;
             EXIT;
         END IF;
         -- The key of a settled run is free, whatever its window.

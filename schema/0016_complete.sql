@@ -19,6 +19,9 @@ BEGIN
         DELETE FROM {schema}.runs AS r
          WHERE r.run_id = complete.run_id AND r.lease_token = complete.lease_token AND r.state = 'running' AND NOT r.is_shadow
         RETURNING *
+    ), freed AS (
+        DELETE FROM {schema}.places AS p
+         WHERE p.run_id = (SELECT g.run_id FROM gone AS g WHERE g.is_limited) AND NOT p.lingers
     ), moved AS (
         INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
             priority, max_attempts, attempt, is_shadow, state, kind, project_id, settled_by, shadow_by, idempotency_key,
