@@ -67,21 +67,24 @@ async def drain(
     conductor = worker.conduct(settings)
     watch = _Watch()
     conductor.publish_to(watch.see)
+    kinds = conductor.settings.kinds or worker.kinds
     try:
         await conductor.start()
-        async with opened(conductor.dsn, conductor.store.schema) as (connection, store):
-            deadline = asyncio.get_running_loop().time() + timeout_s
-            while left := await store.left(connection, worker.kinds, conductor.settings.project_ids, conductor.lease_owner):
-                if watch.attempts > max_runs:
-                    _refuse(f"drain() has executed more than max_runs={max_runs} attempts", watch, left, conductor)
-                if asyncio.get_running_loop().time() > deadline:
-                    _refuse(f"drain() has not ended within timeout_s={timeout_s:g}", watch, left, conductor)
-                await is_set_within(watch.news, _LOOK_S)
-                watch.news.clear()
-            rows = [await store.run_get(connection, run_id) for run_id in watch.ended]
-            return Drained(as_dict(row) for row in rows if row is not None)
+        try:
+            async with opened(conductor.dsn, conductor.store.schema) as (connection, store):
+                deadline = asyncio.get_running_loop().time() + timeout_s
+                while left := await store.left(connection, kinds, conductor.settings.project_ids, conductor.lease_owner):
+                    if watch.attempts > max_runs:
+                        _refuse(f"drain() has executed more than max_runs={max_runs} attempts", watch, left, conductor)
+                    if asyncio.get_running_loop().time() > deadline:
+                        _refuse(f"drain() has not ended within timeout_s={timeout_s:g}", watch, left, conductor)
+                    await is_set_within(watch.news, _LOOK_S)
+                    watch.news.clear()
+                rows = [await store.run_get(connection, run_id) for run_id in watch.ended]
+                return Drained(as_dict(row) for row in rows if row is not None)
+        finally:
+            await conductor.drain(1.0, asyncio.Event())
     finally:
-        await conductor.drain(1.0, asyncio.Event())
         await conductor.close()
 
 
