@@ -138,6 +138,16 @@ class Metrics:
             "notifyworker_database_errors", "Statements that failed, by loop.", ["loop"], registry=registry
         )
         self.reconnects = Counter("notifyworker_reconnects", "Connections made anew.", ["connection"], registry=registry)
+        self.places = Gauge(
+            "notifyworker_places_taken",
+            "Places of limits and keys that are taken; as the leader's last pass saw it.",
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "notifyworker_runs_waiting",
+            "Runs that wait for a key, up to 10,000; as the leader's last pass saw it.",
+            registry=registry,
+        )
         self.listening = Gauge("notifyworker_listening", "1 while NOTIFY can be heard.", registry=registry)
         self.leading = Gauge("notifyworker_leading", "1 while this worker leads the fleet.", registry=registry)
         self.coalescing = Gauge("notifyworker_coalescing", "1 while the leader wakes in place of the inserts.", registry=registry)

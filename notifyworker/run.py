@@ -119,6 +119,7 @@ class Run:
         "cancelled",
         "due_at_s",
         "expired",
+        "is_limited",
         "is_shadow",
         "kind",
         "lease_token",
@@ -163,6 +164,8 @@ class Run:
         self.is_shadow = is_shadow
         self.timeout_s = timeout_s
         self.expired = expired
+        #: Whether it holds places of limits or a concurrency key.
+        self.is_limited = False
         self.waited_s = waited_s
         #: True once the run was cancelled, timed out or lost: a handler in a thread looks at it now and then.
         self.cancelled = False

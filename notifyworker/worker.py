@@ -26,6 +26,7 @@ from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
 from notifyworker.observe import Metrics, is_debug, log, outline
+from notifyworker.places import LingeringPlaces
 from notifyworker.processes import Processes, processors
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
@@ -103,6 +104,7 @@ class Conductor:
         self.settler = Settler(
             self.store, self._links["settle"], self.lease_owner, self.metrics, on_settled=self._settled, on_refused=self._refused
         )
+        self.places = LingeringPlaces(self.store, self._side_link, self.lease_owner)
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
@@ -151,6 +153,7 @@ class Conductor:
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
+            ("places", self.places.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip
             task = asyncio.create_task(loop, name=f"notifyworker {name}")
@@ -265,6 +268,7 @@ class Conductor:
     def _give_back(self, run: Run) -> None:
         """A run that was claimed and not begun."""
         self.keeper.handler_ended(run.run_id, run.lease_token)
+        self.places.handler_ended(run, is_held=True)
         self.settler.put(released(run, self.lease_owner))
 
     def _leases(self) -> set[tuple[UUID, int]]:
@@ -273,6 +277,8 @@ class Conductor:
     def _orphan(self, row: Row) -> None:
         """A run of a claim whose answer was lost: ours by the database's word, and nobody executes it."""
         run = Run(row["run_id"], row["lease_token"], row["kind"], attempt=row["attempt"])
+        run.is_limited = row["is_limited"]
+        self.places.handler_ended(run, is_held=True)
         entry = error_entry(run, Code.INTERRUPTED, "the answer to its claim was lost", None, self.lease_owner)
         self.settler.put(Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False))
         log.warning("orphan_given_back", run_id=str(run.run_id))
@@ -298,7 +304,9 @@ class Conductor:
         self._publish(attempt.run.run_id, attempt.run.kind, "running")
 
     def _over(self, attempt: Attempt) -> None:
-        self.keeper.handler_ended(attempt.run.run_id, attempt.run.lease_token)
+        run = attempt.run
+        self.keeper.handler_ended(run.run_id, run.lease_token)
+        self.places.handler_ended(run, is_held=self.keeper.holds(run.run_id, run.lease_token))
 
     def _slot_is_free(self) -> None:
         if self.claims.more:
@@ -321,6 +329,7 @@ class Conductor:
     def _settled(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             self.keeper.drop(outcome.run_id, outcome.lease_token)
+            self.places.settled(outcome.run_id, outcome.lease_token)
         for (kind, to), count in Counter((outcome.kind, outcome.to) for outcome in outcomes).items():
             self.metrics.finished.labels(kind, str(to)).inc(count)
         if is_debug():
@@ -329,11 +338,12 @@ class Conductor:
         if self._sink is not None:
             for outcome in outcomes:
                 self._publish(outcome.run_id, outcome.kind, str(outcome.to))
-        if self.claims.more or any(outcome.to is State.PENDING for outcome in outcomes):
+        if self.claims.more or self.claims.has_limits or any(outcome.to is State.PENDING for outcome in outcomes):
             self.claims.wake.set()
 
     def _refused(self, outcome: Outcome) -> None:
         self.keeper.drop(outcome.run_id, outcome.lease_token)
+        self.places.refused(outcome.run_id, outcome.lease_token)
         self.metrics.refused.inc()
         log.warning(
             "outcome_refused", run_id=str(outcome.run_id), kind=outcome.kind, to=str(outcome.to), lease_token=outcome.lease_token
@@ -347,6 +357,7 @@ class Conductor:
                 self._give_back(run)
             else:
                 self.keeper.drop(run.run_id, run.lease_token)
+                self.places.handler_ended(run, is_held=False)
             self._slot_is_free()
         for run_id, token in lost.items():
             attempt = self.slots.get(run_id)
