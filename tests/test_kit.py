@@ -95,6 +95,23 @@ async def test_drain_tells_what_is_held_by_the_tests_own_transaction(client, con
     assert (await drain(worker)).states == ["completed"]
 
 
+async def test_drain_keeps_to_keys_and_travel_fills_rates(client):
+    worker = Worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    await client.enqueue_many("a", [{}, {}], concurrency_key="k")
+    assert (await drain(worker, concurrency=5)).states == ["completed", "completed"]
+
+    await client.set_limit("a", rate=1, per_s=3600, burst=1)
+    await client.enqueue_many("a", [{}, {}])
+    with pytest.raises(DrainTimeout, match=r"executed: 1 of 'a'; left: 1 pending of 'a'.*a rate used up \(travel\)"):
+        await drain(worker, timeout_s=2)
+    await travel(hours=1)
+    assert (await drain(worker)).states == ["completed"]
+
+
 async def test_drain_says_what_is_missing(empty_dsn):
     worker = Worker()
 

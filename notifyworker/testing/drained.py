@@ -115,7 +115,10 @@ def _refuse(message: str, watch: _Watch, left: Sequence[Row], conductor: Conduct
     done = ", ".join(f"{count} of {kind!r}" for kind, count in watch.kinds.most_common(10)) or "none"
     reasons = "; ".join(conductor.health())
     message = f"{message}; executed: {done}; left: {told}{'; ' + reasons if reasons else ''}"
-    hint = "does a handler enqueue its own kind, wait for another run, or is a row locked by the test's own transaction?"
+    hint = (
+        "does a handler enqueue its own kind, or wait for another run? Is a row locked by the test's own transaction, or a rate "
+        "used up (travel)?"
+    )
     raise DrainTimeout(message, hint=hint)
 
 
