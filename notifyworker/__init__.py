@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         SettingsError,
         Snooze,
         StartError,
+        StepError,
         WaitTimeout,
     )
     from notifyworker.lifespan import Ending, Worker
@@ -51,6 +52,7 @@ _HOMES = {
     "PauseKind": "errors",
     "Snooze": "errors",
     "StartError": "errors",
+    "StepError": "errors",
     "WaitTimeout": "errors",
     "Worker": "lifespan",
 }
@@ -76,6 +78,7 @@ __all__ = [
     "SettingsError",
     "Snooze",
     "StartError",
+    "StepError",
     "WaitTimeout",
     "Worker",
 ]

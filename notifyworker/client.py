@@ -20,6 +20,7 @@ from notifyworker.given import (
     REFUSALS,
     Conflicts,
     as_dict,
+    check_from_step,
     check_integer,
     check_text,
     new_pause,
@@ -32,6 +33,7 @@ from notifyworker.given import (
 from notifyworker.pause import Backoff
 from notifyworker.run import TERMINAL, State
 from notifyworker.settings import Settings
+from notifyworker.step_store import StepStore
 from notifyworker.store import NewRun, Store
 
 
@@ -139,11 +141,26 @@ class Client:
         with Conflicts(wanted):
             return await self._store.run_cancel(await self._connected(), wanted)
 
-    async def retry(self, run_id: UUID | str) -> UUID:
-        """Put a settled run back to pending. Raises RunNotFound, RunConflict."""
+    async def retry(self, run_id: UUID | str, *, from_step: int | None = None) -> UUID:
+        """
+        Put a settled run back to pending. Its steps are executed again as well, or those from position `from_step` on.
+
+        Raises RunNotFound, RunConflict, InvalidRun.
+        """
         wanted = uuid_of("run_id", run_id)
+        check_from_step(from_step)
         with Conflicts(wanted):
-            return await self._store.run_retry(await self._connected(), wanted)
+            return await self._store.run_retry(await self._connected(), wanted, from_step)
+
+    async def steps(self, run_id: UUID | str) -> builtins.list[dict[str, Any]]:
+        """
+        Return the steps of a run in their order, those that raised with their `error`. Raises RunNotFound.
+
+        A result of more than 4 kB is left out: `result_bytes` tells its size.
+        """
+        run = await self.get(run_id)
+        rows = await StepStore(self._store).steps_list(await self._connected(), run["run_id"], run["created_at"])
+        return [as_dict(row) for row in rows]
 
     async def pause(self, kind: str | None = None, project_id: str | None = None, **until: Any) -> None:
         """

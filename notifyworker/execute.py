@@ -10,12 +10,13 @@ import contextlib
 import contextvars
 import traceback
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, InvalidStateError
 from typing import Any, Literal, TypeAlias
 
 from notifyworker import payload as payloads
 from notifyworker.errors import Cancel, Code, Fail, PauseKind, Snooze
 from notifyworker.handlers import Handler
+from notifyworker.journal import Journal
 from notifyworker.observe import log
 from notifyworker.payload import clean_text
 from notifyworker.run import Outcome, Run, State
@@ -30,13 +31,17 @@ Why: TypeAlias = Literal["timeout", "lost", "stopping"]
 class Attempt:
     """One attempt in this process: the run, its handler, and why it was ended, if it was."""
 
-    __slots__ = ("began_at", "ended_at", "handler", "is_committing", "is_settled", "run", "task", "thread", "timer", "why")
+    __slots__ = (
+        "began_at", "ended_at", "handler", "is_committing", "is_settled", "journal", "run", "task", "thread", "timer", "why",
+    )  # fmt: skip
 
     def __init__(self, run: Run, handler: Handler) -> None:
         self.run = run
         self.handler = handler
         #: The slot that executes it.
         self.task: asyncio.Task[Any] | None = None
+        #: Its steps, once it has called one.
+        self.journal: Journal | None = None
         #: The call in a thread: no cancellation ends it.
         self.thread: Future[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -79,8 +84,7 @@ async def execute(
         if handler.is_async:
             result = await handler.function(*arguments)
         else:
-            attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, handler.function, arguments)
-            result = await asyncio.wrap_future(attempt.thread)
+            result = await in_thread(attempt, threads, handler.function, *arguments)
     except PauseKind as error:
         with contextlib.suppress(asyncio.CancelledError):  # the end from outside counts: below
             await on_pause(run.kind, error)
@@ -92,12 +96,33 @@ async def execute(
     return completed(run, result, worker, max_result_bytes)
 
 
-def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    try:
-        return function(*arguments)
-    except StopIteration as error:  # no future can hold one: whoever waits for it would wait for ever
-        message = "the handler raised StopIteration"
-        raise RuntimeError(message) from error
+async def in_thread(attempt: Attempt, threads: Executor, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a plain function of the user's; until it ends, which no cancellation makes it do, its run keeps its slot."""
+
+    def call() -> Any:
+        try:
+            return function(*arguments)
+        except StopIteration as error:  # no future can hold one: whoever waits for it would wait for ever
+            message = "the handler raised StopIteration"
+            raise RuntimeError(message) from error
+
+    thread = threads.submit(contextvars.copy_context().run, call)
+    attempt.thread = thread if attempt.thread is None or attempt.thread.done() else _both(attempt.thread, thread)
+    return await asyncio.wrap_future(thread)
+
+
+def _both(one: "Future[Any]", other: "Future[Any]") -> "Future[Any]":
+    """Return what is done when both are. They end in threads, perhaps at the same moment."""
+    both: Future[Any] = Future()
+
+    def ended(_ended: object) -> None:
+        if one.done() and other.done():
+            with contextlib.suppress(InvalidStateError):
+                both.set_result(None)
+
+    one.add_done_callback(ended)
+    other.add_done_callback(ended)
+    return both
 
 
 def outcome_of_end(attempt: Attempt, worker: str) -> Outcome | None:
@@ -133,7 +158,7 @@ def outcome_of_error(attempt: Attempt, error: BaseException, worker: str) -> Out
         case Snooze():
             return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, delay_s=error.seconds, counts=False)
         case Fail():
-            return _failed(run, Code.REFUSED, str(error), error, worker)
+            return _failed(run, error.code, str(error), error, worker)
     if attempt.why is not None:  # it raised something else when it was cancelled
         return outcome_of_end(attempt, worker)
     message = f"{type(error).__name__}: {_text_of(error)}"

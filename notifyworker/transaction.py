@@ -80,7 +80,7 @@ class Transactions:
         if attempt.is_settled:
             message = f"{attempt.run!r} is settled already: there is one transaction() a run"
             raise RuntimeError(message)
-        async with await self._connection(given) as connection:
+        async with await self.connection(given) as connection:
             if connection.is_in_transaction():
                 message = "a transaction is open on this connection already: transaction() begins and ends its own"
                 raise RuntimeError(message)
@@ -92,9 +92,9 @@ class Transactions:
             except (Cancel, Fail, Snooze) as error:
                 wish = error
             except BaseException as error:
-                await _roll_back(connection, transaction)
+                await roll_back(connection, transaction)
                 if isinstance(error, asyncpg.ReadOnlySQLTransactionError):  # to a server that was made a standby
-                    _cut(connection)
+                    cut(connection)
                 raise
             await self._end(attempt, connection, transaction, wish)
             if wish is not None:
@@ -102,21 +102,22 @@ class Transactions:
 
     async def _end(self, attempt: Attempt, connection: Connection, transaction: Transaction, wish: Exception | None) -> None:
         if not connection.is_in_transaction():
-            await _roll_back(connection, transaction)
+            await roll_back(connection, transaction)
             message = "the transaction was ended inside of its block: what it wrote and the run's settle are not one"
             raise RuntimeError(message)
         outcome = self._outcome(attempt, wish)
         if attempt.run.is_shadow:
-            await _roll_back(connection, transaction)
+            await roll_back(connection, transaction)
         elif outcome.error_code == Code.BAD_RESULT:
-            await _roll_back(connection, transaction)
+            await roll_back(connection, transaction)
             attempt.is_settled = True
             self._on_ended(attempt, outcome)
             raise Fail(Code.BAD_RESULT)
         else:
-            await self._unhurried(self._commit(connection, transaction, attempt, outcome))
+            await self.unhurried(self._commit(connection, transaction, attempt, outcome))
 
-    async def _connection(self, given: "Connection | None") -> AbstractAsyncContextManager[Connection]:
+    async def connection(self, given: "Connection | None" = None) -> AbstractAsyncContextManager[Connection]:
+        """Take one of the connections for handlers, for the length of a block; or the handler's own."""
         if given is not None:
             return nullcontext(given)
         async with self._opening:
@@ -138,7 +139,7 @@ class Transactions:
         assert outcome is not None  # these three always have one
         return outcome
 
-    async def _unhurried(self, commit: Coroutine[Any, Any, None]) -> None:
+    async def unhurried(self, commit: Coroutine[Any, Any, None]) -> None:
         """Let a commit end, also when the handler is cancelled meanwhile: what became of it must be known."""
         task = asyncio.get_running_loop().create_task(commit, name="notifyworker commit")
         self._committing.add(task)
@@ -159,9 +160,9 @@ class Transactions:
                 await transaction.commit()
         except DatabaseError as error:
             if is_refusal(error):
-                await _roll_back(connection, transaction)
+                await roll_back(connection, transaction)
                 raise
-            _cut(connection)
+            cut(connection)
             log.warning("commit_unknown", run_id=str(attempt.run.run_id), kind=attempt.run.kind, error=brief(error))
             if not await self._was_committed(attempt, outcome):
                 raise
@@ -183,7 +184,7 @@ class Transactions:
         await connection.execute(IN_TRANSACTION)
         while not await self._settled(connection, outcome):
             if not await self._store.held(connection, self._lease_owner, lease):
-                await _roll_back(connection, transaction)
+                await roll_back(connection, transaction)
                 self._on_lost(attempt)
                 raise LeaseLost(run.run_id, during="transaction")
             await asyncio.sleep(backoff.next_s())
@@ -217,17 +218,18 @@ class Transactions:
         raise LeaseLost(run.run_id, during="transaction")
 
 
-async def _roll_back(connection: Connection, transaction: Transaction) -> None:
+async def roll_back(connection: Connection, transaction: Transaction) -> None:
     """At once, or not at all: a connection that does not answer is cut, which comes to the same."""
     try:
         async with asyncio.timeout(CANCEL_S):
             await transaction.rollback()
     except BaseException as error:
-        _cut(connection)
+        cut(connection)
         if not isinstance(error, DatabaseError):
             raise
 
 
-def _cut(connection: Connection) -> None:
+def cut(connection: Connection) -> None:
+    """End a connection whose state nobody knows."""
     with contextlib.suppress(asyncpg.InterfaceError):  # the pool has taken it back already: it was cut before
         connection.terminate()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
@@ -32,6 +33,7 @@ from notifyworker.schedule import Scheduler
 from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
+from notifyworker.steps import Steps
 from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Served, Store
 from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
@@ -102,7 +104,11 @@ class Conductor:
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
-            on_settled=self._settled, on_ended=self._ended, on_lost=self._lost_in_transaction,
+            on_settled=self._settled, on_ended=self._ended, on_lost=partial(self._lost_inside, "transaction"),
+        )  # fmt: skip
+        self.steps = Steps(
+            self.store, self._side_link, self.lease_owner, threads=self._threads, transactions=self.transactions,
+            unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes, on_lost=partial(self._lost_inside, "step"),
         )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
@@ -216,6 +222,7 @@ class Conductor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.steps.close()
         await self.slots.close()
         self._threads.shutdown(wait=not self.lingering, cancel_futures=True)
         if not self.failed.cancel() and not self.failed.cancelled():
@@ -346,9 +353,9 @@ class Conductor:
                 # After a lapse nobody may have taken it yet: then the release is accepted, else it is refused.
                 self.slots.end(attempt, "stopping" if why == "lapse" else "lost")
 
-    def _lost_in_transaction(self, attempt: Attempt) -> None:
+    def _lost_inside(self, what: str, attempt: Attempt) -> None:
         attempt.is_committing = False
-        self._lost({attempt.run.run_id: attempt.run.lease_token}, "transaction")
+        self._lost({attempt.run.run_id: attempt.run.lease_token}, what)
 
     def _tell_lost(self, run: Run, why: str) -> None:
         self.metrics.lost.inc()
@@ -382,10 +389,17 @@ class Conductor:
 
     def transaction(self, run: Run, connection: "Connection | None") -> AbstractAsyncContextManager[Connection]:
         """Begin a transaction that settles the run. Raises LeaseLost."""
+        return self.transactions.open(self._attempt_of(run, "transaction"), connection)
+
+    async def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Any:
+        """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
+        return await self.steps.execute(self._attempt_of(run, "step"), name, call, in_transaction=in_transaction)
+
+    def _attempt_of(self, run: Run, during: str) -> Attempt:
         attempt = self.slots.get(run.run_id)
         if attempt is None or attempt.run is not run:
-            raise LeaseLost(run.run_id, during="transaction")
-        return self.transactions.open(attempt, connection)
+            raise LeaseLost(run.run_id, during=during)
+        return attempt
 
     def logger(self, run: Run) -> Any:
         """Return a logger bound to the run."""

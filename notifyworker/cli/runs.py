@@ -27,6 +27,14 @@ _LIST = (
     output.Column("finished", "finished_at", spare=4),
     output.Column("error", "error_code"),
 )
+_STEPS = (
+    output.Column("step", "position", "right"),
+    output.Column("name", "name"),
+    output.Column("attempt", "attempt", "right", spare=2),
+    output.Column("finished", "finished_at", spare=1),
+    output.Column("took", "took", "right", spare=3),
+    output.Column("result", "shown"),
+)
 RunId = Annotated[str, Parameter(name="ID", help="The run's id.")]
 
 
@@ -103,18 +111,20 @@ async def runs_list(
 
 
 async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
-    """Show one run, with its errors and progress."""
+    """Show one run, with its errors, progress and steps."""
     from notifyworker.cli.database import opened
     from notifyworker.given import as_dict
+    from notifyworker.step_store import StepStore
 
     wanted = _uuid(run_id)
     async with opened(database) as db:
         row = await db.store.run_get(db.connection, wanted)
-    if row is None:
-        raise RunNotFound(wanted)
+        if row is None:
+            raise RunNotFound(wanted)
+        steps = [as_dict(s) for s in await StepStore(db.store).steps_list(db.connection, wanted, row["created_at"])]
     run = as_dict(row)
     if json:
-        output.document(run)
+        output.document({**run, "steps": steps})
         return
     errors = run.pop("errors")
     output.fields({name: value for name, value in run.items() if value not in (None, [], {})})
@@ -124,6 +134,9 @@ async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOption
         if trace := error.get("traceback"):
             for text in str(trace).splitlines():
                 output.line("  " + output.printable(text))
+    if steps:
+        output.line("")
+        output.table(_STEPS, [{**step, "took": _took(step), "shown": _step_result(step)} for step in steps])
 
 
 async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
@@ -136,13 +149,24 @@ async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOpti
     _steered_told(wanted, state, json=json)
 
 
-async def retry(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
+async def retry(
+    run_id: RunId,
+    /,
+    *,
+    from_step: Annotated[
+        int | None, Parameter(help="The first step that is executed again [default: all are].", **_HYPHEN)
+    ] = None,
+    json: Json = False,
+    database: DatabaseOptions = NO_DATABASE_OPTIONS,
+) -> None:
     """Put a settled run back to pending."""
     from notifyworker.cli.database import opened
+    from notifyworker.given import check_from_step
 
     wanted = _uuid(run_id)
+    check_from_step(from_step)
     async with opened(database) as db:
-        await _steered(db, wanted, "retry")
+        await _steered(db, wanted, "retry", from_step)
     _steered_told(wanted, "pending", json=json)
 
 
@@ -161,12 +185,17 @@ async def _insert(new: Any, database: DatabaseOptions) -> tuple[UUID, bool]:
             raise refused(error) from None
 
 
-async def _steered(db: "Database", run_id: UUID, verb: Literal["cancel", "retry"]) -> str:
+async def _steered(db: "Database", run_id: UUID, verb: Literal["cancel", "retry"], from_step: int | None = None) -> str:
     import asyncpg
 
-    call = db.store.run_cancel if verb == "cancel" else db.store.run_retry
+    from notifyworker.given import refused
+
     try:
-        return str(await call(db.connection, run_id))
+        if verb == "cancel":
+            return await db.store.run_cancel(db.connection, run_id)
+        return str(await db.store.run_retry(db.connection, run_id, from_step))
+    except asyncpg.InvalidParameterValueError as error:
+        raise refused(error) from None
     except asyncpg.NoDataFoundError:
         raise RunNotFound(run_id) from None
     except asyncpg.ObjectNotInPrerequisiteStateError as error:
@@ -178,6 +207,17 @@ def _steered_told(run_id: UUID, state: str, *, json: bool) -> None:
         output.document({"run_id": run_id, "state": state})
     else:
         output.line(state)
+
+
+def _took(step: Mapping[str, Any]) -> str:
+    return output.age((step["finished_at"] - step["started_at"]).total_seconds())
+
+
+def _step_result(step: Mapping[str, Any]) -> str:
+    if step["error"] is not None:
+        return f"raised {step['error']}"
+    is_left_out = step["result"] is None and step["result_bytes"] is not None
+    return f"({step['result_bytes']} bytes)" if is_left_out else output.cell(step["result"])
 
 
 def _attempts(run: Mapping[str, Any]) -> str:
