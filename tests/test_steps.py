@@ -255,9 +255,7 @@ async def test_steps_side_by_side_have_the_place_at_which_they_were_called(make_
 
     @worker.handler("a", retry=QUICKLY)
     async def handle(run: Run) -> list[str]:
-        return await asyncio.gather(
-            run.step("slow", slow, "slow"), run.step("b", done, "b", "b"), run.step("c", done, "c", "c")
-        )
+        return await asyncio.gather(run.step("slow", slow, "slow"), run.step("b", done, "b", "b"), run.step("c", done, "c", "c"))
 
     async with worker:
         run = await settled(db, await insert(db))
@@ -425,7 +423,9 @@ async def test_a_result_that_cant_be_stored_fails_the_run_and_names_the_step(mak
 async def test_what_the_server_refuses_costs_one_run_and_not_those_that_are_written_with_it(make_worker, db, monkeypatch, done):
     """Nothing that passes our own checks is known to be refused: so one is let past them."""
     worker: Worker = make_worker()
-    monkeypatch.setattr("notifyworker.steps._encoded", lambda _name, value, _max: "not JSON" if value == "poison" else json.dumps(value))
+    monkeypatch.setattr(
+        "notifyworker.steps._encoded", lambda _name, value, _max: "not JSON" if value == "poison" else json.dumps(value)
+    )
 
     @worker.handler("a")
     async def handle(run: Run, payload: str) -> None:
@@ -765,7 +765,9 @@ async def test_the_leader_forgets_the_steps_of_days_that_it_drops(make_worker, d
     worker, run_id = await finished(make_worker, db, done)
     async with worker:
         await settled(db, run_id)
-    await db.execute("UPDATE notifyworker.run_history SET finished_at = finished_at - interval '40 days'")  # to the default partition
+    await db.execute(
+        "UPDATE notifyworker.run_history SET finished_at = finished_at - interval '40 days'"
+    )  # to the default partition
     await db.execute("UPDATE notifyworker.steps SET finished_at = finished_at - interval '40 days'")
     async with worker:
         await eventually(lambda: db.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.steps)"))
@@ -819,7 +821,7 @@ async def test_the_pages_examples(dsn, connection, monkeypatch):
     monkeypatch.setattr(page.worker, "settings", page.worker.settings)
     async with page.worker:
         run_id = await connection.fetchval(
-            "INSERT INTO notifyworker.runs (kind, payload) VALUES ('order.ship', '{\"number\": 7, \"mails\": [\"a\", \"b\"]}') RETURNING run_id"
+            'INSERT INTO notifyworker.runs (kind, payload) VALUES (\'order.ship\', \'{"number": 7, "mails": ["a", "b"]}\') RETURNING run_id'
         )
         run = await settled(connection, run_id)
         assert (run["state"], run["attempt"]) == ("completed", 1)

@@ -84,7 +84,7 @@ class Producer:
             return outcome
 
     def _kind(self) -> str:
-        return self._random.choices(("good", "exact", "flaky"), (75, 20, 5))[0]
+        return self._random.choices(("good", "exact", "stepped", "flaky"), (70, 15, 10, 5))[0]
 
     def _payload(self) -> str:
         return json.dumps({"ms": self._random.choice((0, 0, 1, 5, 20)), "fails": self._random.randint(1, 3)})
