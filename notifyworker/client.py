@@ -32,6 +32,7 @@ from notifyworker.given import (
 )
 from notifyworker.pause import Backoff
 from notifyworker.run import TERMINAL, State
+from notifyworker.run_log_store import RunLogStore
 from notifyworker.settings import Settings
 from notifyworker.step_store import StepStore
 from notifyworker.store import NewRun, Store
@@ -160,6 +161,16 @@ class Client:
         """
         run = await self.get(run_id)
         rows = await StepStore(self._store).steps_list(await self._connected(), run["run_id"], run["created_at"])
+        return [as_dict(row) for row in rows]
+
+    async def log(self, run_id: UUID | str) -> builtins.list[dict[str, Any]]:
+        """
+        Return what a run has logged, an entry a lease with its `lines`. Raises RunNotFound.
+
+        `cut` tells how many lines before these are not kept, `lost_after` (None: nothing) after which time its worker was gone.
+        """
+        run = await self.get(run_id)
+        rows = await RunLogStore(self._store).run_logs_list(await self._connected(), run["run_id"], run["created_at"])
         return [as_dict(row) for row in rows]
 
     async def pause(self, kind: str | None = None, project_id: str | None = None, **until: Any) -> None:

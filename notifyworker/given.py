@@ -20,7 +20,7 @@ from notifyworker.store import NewPause, NewRun, NewSchedule, Row
 
 _YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _COLUMNS = frozenset(NewRun.__dataclass_fields__) - {"kind", "payload"}
-_JSON_COLUMNS = frozenset({"payload", "headers", "progress", "errors", "result", "effects"})
+_JSON_COLUMNS = frozenset({"payload", "headers", "progress", "errors", "result", "effects", "lines"})
 #: An id that is taken; a key that is too wide for its index, which takes 2,704 bytes.
 _INDEXES = {"runs_pkey": "run_id", "runs_idempotency_key": "idempotency_key", "idempotency_keys_pkey": "idempotency_key"}
 

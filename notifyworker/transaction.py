@@ -8,9 +8,10 @@ locked under the same lease it was rolled back; and once the row is gone it was 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, cast
+from uuid import UUID
 
 import asyncpg
 from asyncpg.transaction import Transaction
@@ -31,7 +32,7 @@ class Transactions:
     """
     The transactions of one worker's handlers, and the connections for those that bring none of their own.
 
-    `on_settled` is called when a run was settled in its handler's transaction, `on_ended` with the outcome of one whose
+    `before` is awaited with a run's lease before it is settled; `on_settled` is called when a run was settled in its handler's transaction, `on_ended` with the outcome of one whose
     result can't be stored, `on_lost` for a run that is no longer ours.
     """
 
@@ -45,6 +46,7 @@ class Transactions:
         connections: int,
         unknown_s: float,
         max_result_bytes: Callable[[], int],
+        before: Callable[[Sequence[tuple[UUID, int]]], Awaitable[None]],
         on_settled: Callable[[Sequence[Outcome]], None],
         on_ended: Callable[[Attempt, Outcome | None], None],
         on_lost: Callable[[Attempt], None],
@@ -56,6 +58,7 @@ class Transactions:
         self._connections = connections
         self._unknown_s = unknown_s
         self._max_result_bytes = max_result_bytes
+        self._before = before
         self._on_settled = on_settled
         self._on_ended = on_ended
         self._on_lost = on_lost
@@ -114,6 +117,7 @@ class Transactions:
             self._on_ended(attempt, outcome)
             raise Fail(Code.BAD_RESULT)
         else:
+            await self._before([(attempt.run.run_id, attempt.run.lease_token)])
             await self.unhurried(self._commit(connection, transaction, attempt, outcome))
 
     async def connection(self, given: "Connection | None" = None) -> AbstractAsyncContextManager[Connection]:

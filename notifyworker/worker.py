@@ -29,6 +29,8 @@ from notifyworker.migrate import check, open_or_explain
 from notifyworker.observe import Metrics, is_debug, log, outline
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
+from notifyworker.run_log import RunLogs, secrets_of
+from notifyworker.run_log_store import RunLogStore
 from notifyworker.schedule import Scheduler
 from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
@@ -101,10 +103,15 @@ class Conductor:
         self.settler = Settler(
             self.store, self._links["settle"], self.lease_owner, self.metrics, on_settled=self._settled, on_refused=self._refused
         )
+        self.logs = RunLogs(
+            RunLogStore(self.store), self._links["settle"], self.lease_owner, settings.run_log_lines,
+            settings.heartbeat_interval_s, secrets_of(settings),
+        )  # fmt: skip
+        self.settler.before = self.logs.finish
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
-            on_settled=self._settled, on_ended=self._ended, on_lost=partial(self._lost_inside, "transaction"),
+            before=self.logs.finish, on_settled=self._settled, on_ended=self._ended, on_lost=partial(self._lost_inside, "transaction"),
         )  # fmt: skip
         self.steps = Steps(
             self.store, self._side_link, self.lease_owner, threads=self._threads, transactions=self.transactions,
@@ -151,6 +158,7 @@ class Conductor:
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
+            ("run logs", self.logs.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip
             task = asyncio.create_task(loop, name=f"notifyworker {name}")
@@ -308,7 +316,7 @@ class Conductor:
         if attempt.ended_at:
             self.metrics.execution.observe(attempt.run.kind, attempt.ended_at - attempt.began_at)
         if outcome is None:
-            self.keeper.drop(attempt.run.run_id, attempt.run.lease_token)
+            self._drop(attempt.run)
             return
         if outcome.error is not None and outcome.to is not State.CANCELLED:
             log.warning(
@@ -318,7 +326,7 @@ class Conductor:
 
     def _settled(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
-            self.keeper.drop(outcome.run_id, outcome.lease_token)
+            self._drop(outcome)
         for (kind, to), count in Counter((outcome.kind, outcome.to) for outcome in outcomes).items():
             self.metrics.finished.labels(kind, str(to)).inc(count)
         if is_debug():
@@ -330,8 +338,13 @@ class Conductor:
         if self.claims.more or any(outcome.to is State.PENDING for outcome in outcomes):
             self.claims.wake.set()
 
+    def _drop(self, held: Outcome | Run) -> None:
+        """Nothing is executed under this lease any more, and its outcome is written or lost."""
+        self.keeper.drop(held.run_id, held.lease_token)
+        self.logs.forget(held.run_id, held.lease_token)
+
     def _refused(self, outcome: Outcome) -> None:
-        self.keeper.drop(outcome.run_id, outcome.lease_token)
+        self._drop(outcome)
         self.metrics.refused.inc()
         log.warning(
             "outcome_refused", run_id=str(outcome.run_id), kind=outcome.kind, to=str(outcome.to), lease_token=outcome.lease_token
@@ -403,7 +416,8 @@ class Conductor:
 
     def logger(self, run: Run) -> Any:
         """Return a logger bound to the run."""
-        return log.bind(run_id=str(run.run_id), kind=run.kind, attempt=run.attempt, project_id=run.project_id)
+        bound = log.bind(run_id=str(run.run_id), kind=run.kind, attempt=run.attempt, project_id=run.project_id)
+        return self.logs.keeping(run, bound)
 
     def publish_to(self, sink: Callable[[dict[str, object]], None] | None) -> None:
         """Call `sink` with every change of state that this worker makes."""

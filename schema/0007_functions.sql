@@ -149,6 +149,8 @@ BEGIN
            AND k.run_id = gone.run_id AND k.expires_at IS NOT NULL
     ), of_steps AS (
         DELETE FROM {schema}.steps AS s USING gone WHERE s.run_id = gone.run_id AND s.run_created_at = gone.created_at
+    ), of_log AS (
+        DELETE FROM {schema}.run_logs AS l USING gone WHERE l.run_id = gone.run_id AND l.run_created_at = gone.created_at
     )
     SELECT EXISTS (SELECT FROM gone) INTO was_there;
     IF was_there THEN

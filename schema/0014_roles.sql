@@ -45,7 +45,7 @@ BEGIN
             ('worker', 'SELECT, DELETE ON {schema}.pauses'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
-            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.steps'),
+            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.steps, {schema}.run_logs'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.key_holder, {schema}.uuid7, {schema}.cancel, {schema}.retry'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce'),

@@ -24,7 +24,7 @@ from test_cli import call as command
 from test_cli import refused
 from test_pauses import _Session
 
-from notifyworker import Client, Fail, InvalidRun, LeaseLost, Retry, Run, Snooze, StepError, Worker
+from notifyworker import Client, Fail, InvalidRun, LeaseLost, Retry, Run, Snooze, Worker
 from notifyworker.store import Store
 
 PAGE = Path(__file__).parents[1] / "docs" / "steps.md"
@@ -373,7 +373,7 @@ async def ends_its_transaction(run: Run, done: Done) -> None:
         (ends_its_transaction, r"the transaction of step 'one' was ended inside of it", {}),
     ],
 )
-async def test_a_mistake_is_told_and_nothing_is_executed_for_it(make_worker, db, done, mistake, told, calls):
+async def test_a_mistake_is_told_and_nothing_is_executed_for_it(make_worker, db, done, mistake, told, calls):  # noqa: PLR0917 - fixtures and cases
     worker: Worker = make_worker()
 
     @worker.handler("a", retry=Retry(max_attempts=2, base_s=0.01))
@@ -589,7 +589,7 @@ def make_proxied(make_worker, dsn: str, proxy: Proxy) -> Callable[..., Worker]:
 
 @pytest.mark.parametrize("at", ["request", "answer"])
 @pytest.mark.parametrize("name", ["steps_put", "steps_load", "step_result"])
-async def test_a_cut_connection_repeats_no_step(make_proxied, db, proxy, done, name, at):
+async def test_a_cut_connection_repeats_no_step(make_proxied, db, proxy, done, name, at):  # noqa: PLR0917 - fixtures and cases
     worker: Worker = make_proxied()
 
     @worker.handler("a", retry=QUICKLY)
@@ -719,7 +719,7 @@ async def finished(make_worker, db, done) -> tuple[Worker, UUID]:
 
 
 @pytest.mark.parametrize(("from_step", "again"), [(None, 3), (1, 3), (3, 1), (4, 0)])
-async def test_retry_executes_all_of_them_again_or_those_from_one_on(make_worker, db, dsn, done, from_step, again):
+async def test_retry_executes_all_of_them_again_or_those_from_one_on(make_worker, db, dsn, done, from_step, again):  # noqa: PLR0917 - fixtures and cases
     worker, run_id = await finished(make_worker, db, done)
     async with worker, Client(dsn) as client:
         await settled(db, run_id)

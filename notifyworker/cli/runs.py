@@ -1,7 +1,7 @@
 """The commands that insert, show and steer runs."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
@@ -111,9 +111,10 @@ async def runs_list(
 
 
 async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
-    """Show one run, with its errors, progress and steps."""
+    """Show one run, with its errors, progress, steps and log."""
     from notifyworker.cli.database import opened
     from notifyworker.given import as_dict
+    from notifyworker.run_log_store import RunLogStore
     from notifyworker.step_store import StepStore
 
     wanted = _uuid(run_id)
@@ -122,9 +123,10 @@ async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOption
         if row is None:
             raise RunNotFound(wanted)
         steps = [as_dict(s) for s in await StepStore(db.store).steps_list(db.connection, wanted, row["created_at"])]
+        logged = [as_dict(lease) for lease in await RunLogStore(db.store).run_logs_list(db.connection, wanted, row["created_at"])]
     run = as_dict(row)
     if json:
-        output.document({**run, "steps": steps})
+        output.document({**run, "steps": steps, "log": logged})
         return
     errors = run.pop("errors")
     output.fields({name: value for name, value in run.items() if value not in (None, [], {})})
@@ -137,6 +139,11 @@ async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOption
     if steps:
         output.line("")
         output.table(_STEPS, [{**step, "took": _took(step), "shown": _step_result(step)} for step in steps])
+    for lease in logged:
+        output.line("")
+        output.line(f"log of attempt {lease['attempt']}, written {output.moment(lease['written_at'])}")
+        for text in _log_lines(lease):
+            output.line("  " + output.printable(text))
 
 
 async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
@@ -218,6 +225,16 @@ def _step_result(step: Mapping[str, Any]) -> str:
         return f"raised {step['error']}"
     is_left_out = step["result"] is None and step["result_bytes"] is not None
     return f"({step['result_bytes']} bytes)" if is_left_out else output.cell(step["result"])
+
+
+def _log_lines(lease: Mapping[str, Any]) -> Iterator[str]:
+    if lease["cut"]:
+        yield f"({lease['cut']} lines before these are not kept)"
+    for line in lease["lines"]:
+        fields = " ".join(f"{name}={output.cell(value)}" for name, value in line.items() if name not in {"at", "level", "event"})
+        yield f"{line['at']} {line['level']:<8} {line['event']}" + (f"  {fields}" if fields else "")
+    if lease["lost_after"]:
+        yield "(what it logged later is lost: its worker was gone)"
 
 
 def _attempts(run: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from notifyworker.cli.database import Database
 
 _COUNT_S = 5.0  # an exact count of settled runs is worth no longer wait
-_FORGOTTEN = 5000  # steps a statement
+_FORGOTTEN = 5000  # steps or logs a statement
 _FLEET = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", "idempotency_window_s", "history_retention_days")
 
 
@@ -97,6 +97,7 @@ async def prune(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_O
     import asyncpg
 
     from notifyworker.cli.database import opened
+    from notifyworker.run_log_store import RunLogStore
     from notifyworker.step_store import StepStore
 
     async with opened(database) as db:
@@ -104,6 +105,8 @@ async def prune(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_O
             with output.busy(f"pruning the history in the schema {db.schema}"):
                 dropped = await db.store.drop_expired_partitions(db.connection)
                 while await StepStore(db.store).steps_forget(db.connection, limit=_FORGOTTEN) == _FORGOTTEN:
+                    continue
+                while await RunLogStore(db.store).run_logs_forget(db.connection, limit=_FORGOTTEN) == _FORGOTTEN:
                     continue
         except asyncpg.LockNotAvailableError:
             message = "somebody is reading the history, and nothing may be dropped meanwhile; nothing was"

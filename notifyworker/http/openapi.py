@@ -64,6 +64,11 @@ _STEP: Json = {
     "error": _or_null(_TEXT), "result_bytes": _or_null(_INTEGER), "result": _ANYTHING,
 }  # fmt: skip
 
+_LOG: Json = {
+    "attempt": _INTEGER, "lease_token": _INTEGER, "written_at": _MOMENT, "cut": _INTEGER, "lost_after": _or_null(_MOMENT),
+    "lines": {"type": "array", "items": {"type": "object"}},
+}  # fmt: skip
+
 _LEASE: Json = {
     "run_id": _UUID, "kind": _TEXT, "project_id": _TEXT, "attempt": _INTEGER, "max_attempts": _INTEGER, "is_shadow": _FLAG,
     "lease_owner": _TEXT, "lease_token": _INTEGER, "lease_expires_at": _MOMENT, "started_at": _MOMENT,
@@ -135,7 +140,9 @@ _SCHEMAS: Json = {
     ),
     "NewRun": _object(_NEW_RUN, optional=frozenset(_NEW_RUN) - {"kind"}, closed=True),
     "Run": _object(_RUN),
-    "RunWithSteps": _object({**_RUN, "steps": {"type": "array", "items": _object(_STEP)}}),
+    "RunInFull": _object(
+        {**_RUN, "steps": {"type": "array", "items": _object(_STEP)}, "log": {"type": "array", "items": _object(_LOG)}}
+    ),
     "Health": _object({"status": {"type": "string", "enum": ["ok", "failing"]}, "reasons": {"type": "array", "items": _TEXT}}),
 }
 
@@ -231,7 +238,7 @@ def _paths() -> Json:
             "get": _shown("list_runs", "runs, newest first", _page("runs", _ref("Run")), [*filters, *_PAGING]),
             "post": _operation("insert_run", "insert one run", inserted, body=new_run),
         },
-        "/runs/{run_id}": {"get": _shown("get_run", "one run", _ref("RunWithSteps"), [_RUN_ID])},
+        "/runs/{run_id}": {"get": _shown("get_run", "one run", _ref("RunInFull"), [_RUN_ID])},
         "/runs/{run_id}/cancel": _steered("cancel_run", "settle a pending or running run as cancelled"),
         "/runs/{run_id}/retry": _steered("retry_run", "put a settled run back to pending", optional_body=_RETRY),
         "/leases": {"get": _shown("list_leases", "who holds what", _page("leases", _object(_LEASE)), _PAGING)},

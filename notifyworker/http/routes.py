@@ -23,6 +23,7 @@ from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
+from notifyworker.run_log_store import RunLogStore
 from notifyworker.step_store import StepStore
 from notifyworker.store import NewRun, Row
 
@@ -45,6 +46,7 @@ class Routes:
         self._worker = worker
         self._store = worker.store
         self._steps = StepStore(worker.store)
+        self._logs = RunLogStore(worker.store)
         self._pool = pool
         self._events = events
         self._guard = guard
@@ -135,7 +137,9 @@ class Routes:
         if row is None:
             raise RunNotFound(run_id)
         steps = await self._steps.steps_list(self._pool, run_id, row["created_at"])
-        return json_answer({**shown(row), "steps": [shown(step) for step in steps]})
+        logged = await self._logs.run_logs_list(self._pool, run_id, row["created_at"])
+        more = {"steps": [shown(step) for step in steps], "log": [shown(lease) for lease in logged]}
+        return json_answer({**shown(row), **more})
 
     async def insert(self, request: web.Request) -> web.Response:
         """Insert one run, or name the one that holds the idempotency key."""
