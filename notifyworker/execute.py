@@ -11,7 +11,7 @@ import contextvars
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future, InvalidStateError
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from notifyworker import payload as payloads
 from notifyworker.errors import Cancel, Code, Fail, PauseKind, Snooze
@@ -68,8 +68,13 @@ async def execute(
     worker: str,
     max_result_bytes: int,
     on_pause: Callable[[str, PauseKind], Awaitable[None]],
+    join: Callable[[Attempt, tuple[Any, ...]], Awaitable[Any]],
 ) -> Outcome | None:
-    """Call the handler; None if there is nothing to write. `on_pause` is awaited when it asks for a pause of its kind."""
+    """
+    Call the handler; None if there is nothing to write.
+
+    `on_pause` is awaited when it asks for a pause of its kind; `join`, where it takes several runs at once.
+    """
     run, handler = attempt.run, attempt.handler
     if run.expired:
         error = error_entry(run, Code.EXPIRED, "expires_at passed before it was started", None)
@@ -81,7 +86,9 @@ async def execute(
     except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes: the same again next time
         return _failed(run, Code.BAD_PAYLOAD, f"payload: {type(error).__name__}: {_text_of(error)}", error, worker)
     try:
-        if handler.is_async:
+        if handler.batch_size is not None:
+            result = await join(attempt, arguments)
+        elif handler.is_async:
             result = await handler.function(*arguments)
         else:
             result = await in_thread(attempt, threads, handler.function, *arguments)
@@ -96,8 +103,12 @@ async def execute(
     return completed(run, result, worker, max_result_bytes)
 
 
-async def in_thread(attempt: Attempt, threads: Executor, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a plain function of the user's; until it ends, which no cancellation makes it do, its run keeps its slot."""
+class _HasThread(Protocol):
+    thread: "Future[Any] | None"
+
+
+async def in_thread(holder: _HasThread, threads: Executor, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a plain function of the user's; until it ends, which no cancellation makes it do, `holder` has it."""
 
     def call() -> Any:
         try:
@@ -107,7 +118,7 @@ async def in_thread(attempt: Attempt, threads: Executor, function: Callable[...,
             raise RuntimeError(message) from error
 
     thread = threads.submit(contextvars.copy_context().run, call)
-    attempt.thread = thread if attempt.thread is None or attempt.thread.done() else _both(attempt.thread, thread)
+    holder.thread = thread if holder.thread is None or holder.thread.done() else _both(holder.thread, thread)
     return await asyncio.wrap_future(thread)
 
 

@@ -12,12 +12,20 @@ from notifyworker.errors import HandlerError
 from notifyworker.retry import Retry
 from notifyworker.run import Run
 
+_LARGEST_BATCH = 10_000  # as concurrency
+_BATCH_WAIT_S = 0.05
+_SHORTEST_BATCH_WAIT_S, _LONGEST_BATCH_WAIT_S = 0.001, 60
+
 AnyHandler = TypeVar("AnyHandler", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One kind's function, inspected. `timeout_s` is that of one attempt; None: no limit."""
+    """
+    One kind's function, inspected. `timeout_s` is that of one attempt; None: no limit.
+
+    With a `batch_size` it takes up to so many runs at once, or those that came within `batch_wait_s` seconds.
+    """
 
     kind: str
     function: Callable[..., Any]
@@ -26,6 +34,8 @@ class Handler:
     convert: Callable[[Any], Any] | None
     timeout_s: float | None
     retry: Retry
+    batch_size: int | None = None
+    batch_wait_s: float = 0.0
 
     def arguments(self, run: Run) -> tuple[Any, ...]:
         """What to call it with. Raises ValueError (Mismatch) for a payload that does not fit; the text names the field."""
@@ -41,7 +51,16 @@ class Handlers:
     def __init__(self) -> None:
         self._by_kind: dict[str, Handler] = {}
 
-    def add(self, kind: str, function: Callable[..., Any], *, timeout: float | timedelta | None, retry: Retry) -> None:
+    def add(
+        self,
+        kind: str,
+        function: Callable[..., Any],
+        *,
+        timeout: float | timedelta | None,
+        retry: Retry,
+        batch_size: int | None = None,
+        batch_wait_s: float | None = None,
+    ) -> None:
         """Register. Raises HandlerError if the kind is taken or unusable, or the function can't be called as one."""
         if not isinstance(kind, str) or not 1 <= len(kind) <= 200 or payloads.find_fault(kind):  # noqa: PLR2004 - as the column
             message = f"kind must be text of 1 to 200 characters, not {kind!r:.100}"
@@ -49,7 +68,8 @@ class Handlers:
         if (other := self._by_kind.get(kind)) is not None:
             message = f"two handlers for kind {kind!r}: {_name(other.function)} and {_name(function)}"
             raise HandlerError(message, hint="a kind has one handler; rename one of them")
-        wants_payload, convert = _inspect(kind, function)
+        wait_s = _batch_wait_s(kind, batch_size, batch_wait_s)
+        wants_payload, convert = _inspect(kind, function, is_batch=batch_size is not None)
         self._by_kind[kind] = Handler(
             kind=kind,
             function=function,
@@ -58,6 +78,8 @@ class Handlers:
             convert=convert,
             timeout_s=_seconds(kind, timeout),
             retry=retry,
+            batch_size=batch_size,
+            batch_wait_s=wait_s,
         )
 
     def of(self, kinds: list[str] | None) -> Mapping[str, Handler]:
@@ -74,7 +96,25 @@ class Handlers:
         return list(self._by_kind)
 
 
-def _inspect(kind: str, function: Any) -> tuple[bool, Callable[[Any], Any] | None]:
+def _batch_wait_s(kind: str, size: Any, wait_s: Any) -> float:
+    if size is None and wait_s is not None:
+        message = f"batch_wait_s of {kind!r} is given, and no batch_size"
+        raise HandlerError(message, hint='@worker.handler("row.load", batch_size=100, batch_wait_s=0.05)')
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _LARGEST_BATCH):
+        message = f"batch_size of {kind!r} must be an integer between 1 and {_LARGEST_BATCH}, not {size!r:.100}"
+        raise HandlerError(message)
+    wait_s = _BATCH_WAIT_S if wait_s is None else wait_s
+    if (
+        not isinstance(wait_s, int | float)
+        or isinstance(wait_s, bool)
+        or not _SHORTEST_BATCH_WAIT_S <= wait_s <= _LONGEST_BATCH_WAIT_S
+    ):
+        message = f"batch_wait_s of {kind!r} must be between {_SHORTEST_BATCH_WAIT_S} and {_LONGEST_BATCH_WAIT_S} seconds, not {wait_s!r:.100}"
+        raise HandlerError(message)
+    return float(wait_s)
+
+
+def _inspect(kind: str, function: Any, *, is_batch: bool) -> tuple[bool, Callable[[Any], Any] | None]:
     if not callable(function):
         message = f"the handler of {kind!r} is no function but {type(function).__name__}"
         raise HandlerError(message)
@@ -87,17 +127,28 @@ def _inspect(kind: str, function: Any) -> tuple[bool, Callable[[Any], Any] | Non
             signature.bind(None)
             wants_payload = False
         except TypeError:
-            message = f"{_name(function)}{signature}: a handler takes (run, payload) or (run)"
+            taken = "(runs, payloads) or (runs)" if is_batch else "(run, payload) or (run)"
+            message = f"{_name(function)}{signature}: a {'batch ' if is_batch else ''}handler takes {taken}"
             raise HandlerError(message) from None
     if not wants_payload:
         return False, None
     name = list(signature.parameters)[1] if len(signature.parameters) > 1 else None
     try:
         hints = typing.get_type_hints(function if inspect.isroutine(function) else type(function).__call__)
-        return True, payloads.converter(hints.get(name or "", Any))
+        annotation = hints.get(name or "", Any)
+        return True, payloads.converter(_element(function, annotation) if is_batch else annotation)
     except (TypeError, NameError) as error:
         message = f"{_name(function)}: the payload's annotation can't be used: {error}"
         raise HandlerError(message, hint="a pydantic model, a dataclass, a TypedDict, or dict") from None
+
+
+def _element(function: Any, annotation: Any) -> Any:
+    if annotation in {Any, list}:
+        return Any
+    if typing.get_origin(annotation) is list:
+        return typing.get_args(annotation)[0]
+    message = f"{_name(function)}: the payloads of a batch handler are a list"
+    raise HandlerError(message, hint="annotate them as list[Email], or not at all")
 
 
 def _seconds(kind: str, timeout: float | timedelta | None) -> float | None:

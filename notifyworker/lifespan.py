@@ -87,17 +87,29 @@ class Worker:
         self.settings = Settings.load(command_line, self._keywords)
 
     def handler(
-        self, kind: str, *, timeout: float | timedelta | None = None, retry: Retry | None = None
+        self,
+        kind: str,
+        *,
+        timeout: float | timedelta | None = None,
+        retry: Retry | None = None,
+        batch_size: int | None = None,
+        batch_wait_s: float | None = None,
     ) -> Callable[[AnyHandler], AnyHandler]:
         """
         Register a function, async or plain, as the handler of a kind.
 
         `timeout` is of one attempt, in seconds. The payload comes as the annotation of the second parameter asks:
         pydantic model, dataclass, TypedDict or dict. Raises HandlerError.
+
+        With `batch_size` it takes `(runs, payloads)`, lists of up to so many runs, or of those that came within
+        `batch_wait_s` (0.05) seconds of the first. It returns None, or what each run returned as a mapping from the runs; an
+        exception in it counts as raised for that run, and one that the handler raises as raised for each.
         """
 
         def register(function: AnyHandler) -> AnyHandler:
-            self._handlers.add(kind, function, timeout=timeout, retry=retry or Retry())
+            self._handlers.add(
+                kind, function, timeout=timeout, retry=retry or Retry(), batch_size=batch_size, batch_wait_s=batch_wait_s
+            )
             return function
 
         return register

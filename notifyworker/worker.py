@@ -18,6 +18,7 @@ from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
+from notifyworker.batch import Batches
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
 from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
@@ -97,6 +98,8 @@ class Conductor:
             settings.concurrency, self._execute, worker=self.lease_owner,
             on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
         )  # fmt: skip
+        self.batches = Batches(self._threads, lambda: self.slots.running + self.slots.lingering < settings.concurrency)
+        self.batches.warn(self._handlers, settings.concurrency)
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
@@ -185,6 +188,7 @@ class Conductor:
         """Take no new run from now on."""
         self._stopping = True
         self.claims.stop()
+        self.batches.hurry()
         for run in self.slots.take_waiting():
             self._give_back(run)
 
@@ -232,6 +236,7 @@ class Conductor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.steps.close()
         await self.slots.close()
+        await self.batches.close()
         self._threads.shutdown(wait=not self.lingering, cancel_futures=True)
         if not self.failed.cancel() and not self.failed.cancelled():
             self.failed.exception()  # in a host nobody else asks for it, and the log has told it
@@ -287,8 +292,9 @@ class Conductor:
 
     def _execute(self, attempt: Attempt) -> Coroutine[Any, Any, Outcome | None]:
         return execute(
-            attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes, on_pause=self._pause
-        )
+            attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes, on_pause=self._pause,
+            join=self.batches.join,
+        )  # fmt: skip
 
     async def _pause(self, kind: str, pause: PauseKind) -> None:
         """Before the slot is free: or this kind would be claimed for it at once."""

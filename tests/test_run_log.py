@@ -235,6 +235,7 @@ async def test_what_is_refused_holds_up_no_settle(make_worker, connection):
 
 async def test_no_secret_is_kept(make_worker, connection, dsn):
     worker: Worker = make_worker(token="sidecars-own", listen_dsn=dsn)
+    told = f"to postgresql://u:{PASSWORD}@h/d"
     conductor_secrets = f"postgresql://u:{PASSWORD}@h/d"
 
     class Odd:
@@ -243,7 +244,7 @@ async def test_no_secret_is_kept(make_worker, connection, dsn):
 
     @worker.handler("a")
     async def handle(run: Run) -> None:
-        run.log.info("to " + conductor_secrets, dsn=[conductor_secrets], odd=Odd(), nested={"a": {"api_key": PASSWORD}})
+        run.log.info(told, dsn=[conductor_secrets], odd=Odd(), nested={"a": {"api_key": PASSWORD}})
         run.log.info("mine", header="Bearer sidecars-own", Authorization=PASSWORD, lease_token=run.lease_token)
         try:
             raise ConnectionError(f"password={PASSWORD} refused")
