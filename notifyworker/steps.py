@@ -19,6 +19,7 @@ from notifyworker.database import DatabaseError, Link, brief, is_poison
 from notifyworker.errors import Cancel, Fail, LeaseLost, Snooze, StepError, UnstorableStep
 from notifyworker.execute import Attempt, in_thread
 from notifyworker.journal import Journal, Recorded
+from notifyworker.mask import masked
 from notifyworker.observe import log
 from notifyworker.pause import Backoff
 from notifyworker.settings import CANCEL_S
@@ -143,7 +144,8 @@ class Steps:
         except (Cancel, Fail, Snooze, LeaseLost, StepError):
             raise
         except Exception as error:
-            await self._note(ended(error=_told(error)))
+            if attempt.why is None:
+                await self._note(ended(error=_told(error)))
             raise
         finally:
             _inside.reset(token)
@@ -274,4 +276,4 @@ def _told(error: Exception) -> str:
         text = f"{type(error).__name__}: {error}"
     except Exception as broken:  # noqa: BLE001 - an exception whose own __str__ raises
         text = f"{type(error).__name__}, whose text can't be had: {type(broken).__name__}"
-    return payloads.clean_text(text, _ERROR_BYTES)
+    return payloads.clean_text(masked(text), _ERROR_BYTES)

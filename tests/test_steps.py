@@ -20,8 +20,8 @@ from chaos.proxy import Proxy
 from chaos.thread import ProxyThread
 from chaos.wire import Rule, statement
 from servers import eventually
+from test_cli import ROOT, refused, start
 from test_cli import call as command
-from test_cli import refused
 from test_pauses import _Session
 
 from notifyworker import Client, Fail, InvalidRun, LeaseLost, Retry, Run, Snooze, Worker
@@ -634,6 +634,63 @@ async def test_a_cut_transaction_writes_once(make_proxied, db, proxy, text, at):
     assert (run["state"], run["attempt"], run["result"]) == ("completed", expected, "7")
     assert await effects(db) == 1
     assert await recorded(db) == [(1, "write", expected, "7", None)]
+
+
+KILLED_APP = """
+from pathlib import Path
+
+from notifyworker import Run, Worker
+
+worker = Worker()
+
+
+def mark(file: str) -> int:
+    with Path(file).open("a") as marks:
+        marks.write("x")
+    return 1
+
+
+async def write(connection, run_id) -> int:
+    await connection.execute("INSERT INTO public.effects (run_id) VALUES ($1)", run_id)
+    return 2
+
+
+@worker.handler("a")
+async def handle(run: Run, payload: dict) -> list[int]:
+    return [await run.step("mark", mark, payload["file"]), await run.step_transaction("write", write, run.run_id)]
+"""
+
+
+@pytest.mark.parametrize("at", ["request", "answer"])
+@pytest.mark.parametrize(
+    ("text", "purpose"),
+    [(statement("steps_put"), "side"), (COMMIT, "handler")],
+    ids=["record", "commit"],
+)
+async def test_a_worker_that_is_killed_at_any_statement(make_worker, db, dsn, proxy, tmp_path, text, purpose, at):  # noqa: PLR0917 - fixtures and cases
+    """Another goes on: what was committed in the database is there once, and only a step that was not recorded is done again."""
+    (tmp_path / "killed_app.py").write_text(KILLED_APP)
+    parts = urlsplit(dsn)
+    through = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}", query="").geturl()
+    env = {"NOTIFYWORKER_DSN": through, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    process = await start("worker", "killed_app:worker", "--no-sidecar", cwd=tmp_path, env=env)
+    rule = await proxy.arm(Rule(text, at, "cut", purpose=purpose, deed=lambda _name: process.kill()))
+    marks = tmp_path / "marks"
+    run_id = await insert(db, {"file": str(marks)})
+    await asyncio.wait_for(process.communicate(), 60)
+    assert rule.fired.is_set()
+    await take_from_its_worker(db)
+
+    app = types.ModuleType("killed_app")
+    exec(compile(KILLED_APP.replace("Worker()", "None").replace("@worker.handler", "#"), "killed_app", "exec"), app.__dict__)
+    worker: Worker = make_worker()
+    worker.handler("a")(app.handle)
+    async with worker:
+        run = await settled(db, run_id)
+
+    assert (run["state"], run["attempt"], json.loads(run["result"])) == ("completed", 2, [1, 2])
+    assert len(marks.read_text()) == (2 if (purpose, at) == ("side", "request") else 1)
+    assert await effects(db) == 1
 
 
 async def test_a_commit_that_goes_on_after_its_connection_is_waited_for(make_proxied, db, proxy):

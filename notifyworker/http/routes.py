@@ -139,7 +139,8 @@ class Routes:
         steps = await self._steps.steps_list(self._pool, run_id, row["created_at"])
         logged = await self._logs.run_logs_list(self._pool, run_id, row["created_at"])
         more = {"steps": [shown(step) for step in steps], "log": [shown(lease) for lease in logged]}
-        return json_answer({**shown(row), **more})
+        body = await asyncio.to_thread(dumps, {**shown(row), **more})  # up to some megabytes
+        return web.Response(body=body, content_type="application/json")
 
     async def insert(self, request: web.Request) -> web.Response:
         """Insert one run, or name the one that holds the idempotency key."""
