@@ -32,7 +32,7 @@ class Attempt:
     """One attempt in this process: the run, its handler, and why it was ended, if it was."""
 
     __slots__ = (
-        "began_at", "ended_at", "handler", "is_committing", "is_settled", "journal", "run", "task", "thread", "timer", "why",
+        "began_at", "ended_at", "handler", "is_committing", "is_in_transaction", "is_settled", "journal", "run", "task", "thread", "timer", "why",
     )  # fmt: skip
 
     def __init__(self, run: Run, handler: Handler) -> None:
@@ -51,6 +51,8 @@ class Attempt:
         self.is_settled = False
         #: Its own transaction is settling it: that finds out by itself whether the lease is lost.
         self.is_committing = False
+        #: It is in the block of run.transaction().
+        self.is_in_transaction = False
 
     def end(self, why: Why) -> None:
         """Cancel the handler, for the first reason that was given."""

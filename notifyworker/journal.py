@@ -7,12 +7,17 @@ result would be taken for another's.
 
 import asyncio
 from collections.abc import Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from notifyworker.errors import StepError
 from notifyworker.payload import find_fault
 
 MAX_STEPS = 1000  # as the table's constraint
+
+#: The step that is executed in this context: what it calls can't be another one, nor settle the run.
+inside: ContextVar[str] = ContextVar("notifyworker_step")
+
 _MAX_NAME = 200
 
 

@@ -21,7 +21,7 @@ from notifyworker import payload as payloads
 from notifyworker.database import DatabaseError, Link, brief, is_refusal
 from notifyworker.mask import SECRETS, without_secrets
 from notifyworker.observe import log
-from notifyworker.run import Run
+from notifyworker.run import Outcome, Run
 from notifyworker.run_log_store import NewLog, RunLogStore
 from notifyworker.settings import Settings
 
@@ -152,9 +152,11 @@ class RunLogs:
         lines = self._open[run.run_id, run.lease_token] = Lines(run, self.limit, self.secrets)
         return KeptLogger(inner, lines, {})
 
-    def forget(self, run_id: UUID, lease_token: int) -> None:
-        """Keep no more of this lease, whose run is settled, given back or lost."""
-        self._open.pop((run_id, lease_token), None)
+    def forget(self, ended: Iterable[Run | Outcome]) -> None:
+        """Keep no more of these leases, whose runs are settled, given back or lost."""
+        if self._open:
+            for one in ended:
+                self._open.pop((one.run_id, one.lease_token), None)
 
     async def run(self) -> None:
         """Write what was logged since, as often as leases are renewed, until cancelled."""

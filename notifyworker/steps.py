@@ -10,7 +10,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextvars import ContextVar
+from contextvars import Context
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from notifyworker import payload as payloads
 from notifyworker.database import DatabaseError, Link, brief, is_poison
 from notifyworker.errors import Cancel, Fail, LeaseLost, Snooze, StepError, UnstorableStep
 from notifyworker.execute import Attempt, in_thread
-from notifyworker.journal import Journal, Recorded
+from notifyworker.journal import Journal, Recorded, inside
 from notifyworker.mask import masked
 from notifyworker.observe import log
 from notifyworker.pause import Backoff
@@ -32,9 +32,6 @@ _BATCH = 100
 _BATCH_CHARACTERS = 4 * 1024 * 1024
 _ERROR_BYTES = 1000
 _T = TypeVar("_T")
-
-#: The step that is executed in this context: what it calls can't be another one.
-_inside: ContextVar[str] = ContextVar("notifyworker_step")
 
 
 class Steps:
@@ -82,9 +79,12 @@ class Steps:
 
         Raises StepError, UnstorableStep, LeaseLost, and what the call raises.
         """
-        if (outer := _inside.get(None)) is not None:
+        if (outer := inside.get(None)) is not None:
             message = f"step {name!r} is called inside of step {outer!r}"
             raise StepError(message, hint="call it after that one, in the handler itself")
+        if in_transaction and attempt.is_in_transaction:
+            message = f"step_transaction {name!r} is called inside of transaction()"
+            raise StepError(message, hint="write on that connection: it is committed together with the run's settle")
         journal = self._journal(attempt)
         position = journal.call(name)
         await self._load(attempt, journal)
@@ -135,7 +135,7 @@ class Steps:
             text = None if value is None else _encoded(name, value, self._max_result_bytes())
             return NewStep(run.run_id, run.lease_token, position, name, self._loop.time() - began, text, error)
 
-        token = _inside.set(name)
+        token = inside.set(name)
         try:
             if in_transaction:
                 step = await self._transactions.execute(attempt, call, ended)
@@ -148,7 +148,7 @@ class Steps:
                 await self._note(ended(error=_told(error)))
             raise
         finally:
-            _inside.reset(token)
+            inside.reset(token)
         if (run.is_shadow or not in_transaction) and not await self._written(step):
             self._lost(attempt)
         return step.result
@@ -176,7 +176,7 @@ class Steps:
         done = self._loop.create_future()
         self._waiting[step.run_id, step.lease_token, step.position] = step, done
         if self._writer is None or self._writer.done():
-            self._writer = self._loop.create_task(self._write(), name="notifyworker steps")
+            self._writer = self._loop.create_task(self._write(), name="notifyworker steps", context=Context())
         try:
             return bool(await asyncio.shield(done))
         except asyncio.CancelledError:

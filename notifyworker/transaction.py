@@ -19,6 +19,7 @@ from asyncpg.transaction import Transaction
 from notifyworker.database import IN_TRANSACTION, Connection, DatabaseError, Link, brief, connect_plainly, is_refusal
 from notifyworker.errors import Cancel, Code, Fail, LeaseLost, Snooze
 from notifyworker.execute import Attempt, completed, outcome_of_error
+from notifyworker.journal import inside
 from notifyworker.observe import log
 from notifyworker.pause import Backoff
 from notifyworker.run import Outcome, State
@@ -83,6 +84,9 @@ class Transactions:
         if attempt.is_settled:
             message = f"{attempt.run!r} is settled already: there is one transaction() a run"
             raise RuntimeError(message)
+        if (step := inside.get(None)) is not None:
+            message = f"transaction() is opened inside of step {step!r}, which it would leave without a record"
+            raise RuntimeError(message)
         async with await self.connection(given) as connection:
             if connection.is_in_transaction():
                 message = "a transaction is open on this connection already: transaction() begins and ends its own"
@@ -90,6 +94,7 @@ class Transactions:
             transaction = connection.transaction(isolation="read_committed")
             await transaction.start()
             wish: Cancel | Fail | Snooze | None = None
+            attempt.is_in_transaction = True
             try:
                 yield connection
             except (Cancel, Fail, Snooze) as error:
@@ -99,6 +104,8 @@ class Transactions:
                 if isinstance(error, asyncpg.ReadOnlySQLTransactionError):  # to a server that was made a standby
                     cut(connection)
                 raise
+            finally:
+                attempt.is_in_transaction = False
             await self._end(attempt, connection, transaction, wish)
             if wish is not None:
                 raise wish

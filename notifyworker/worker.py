@@ -332,7 +332,8 @@ class Conductor:
 
     def _settled(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
-            self._drop(outcome)
+            self.keeper.drop(outcome.run_id, outcome.lease_token)
+        self.logs.forget(outcomes)
         for (kind, to), count in Counter((outcome.kind, outcome.to) for outcome in outcomes).items():
             self.metrics.finished.labels(kind, str(to)).inc(count)
         if is_debug():
@@ -347,7 +348,7 @@ class Conductor:
     def _drop(self, held: Outcome | Run) -> None:
         """Nothing is executed under this lease any more, and its outcome is written or lost."""
         self.keeper.drop(held.run_id, held.lease_token)
-        self.logs.forget(held.run_id, held.lease_token)
+        self.logs.forget([held])
 
     def _refused(self, outcome: Outcome) -> None:
         self._drop(outcome)

@@ -355,6 +355,23 @@ async def ends_its_transaction(run: Run, done: Done) -> None:
     await run.step_transaction("one", commits)
 
 
+async def inside_of_transaction(run: Run, done: Done) -> None:
+    """Where all connections are taken by transactions, each would wait for another's end."""
+    async with run.transaction():
+        await run.step_transaction("one", commits_nothing)
+
+
+async def transaction_inside(run: Run, done: Done) -> None:
+    async def settles() -> None:
+        async with run.transaction():
+            await done("one")
+
+    await run.step("outer", settles)
+
+
+async def commits_nothing(connection: asyncpg.Connection) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("mistake", "told", "calls"),
     [
@@ -370,6 +387,8 @@ async def ends_its_transaction(run: Run, done: Done) -> None:
         (no_name, r"the name of a step must be text of 1 to 200 characters, not ''", {}),
         (too_many, r"step 'one:1000' is one more than the 1000", {"many": 1000}),
         (plain_in_transaction, r"step 'one' must be an async function", {}),
+        (inside_of_transaction, r"step_transaction 'one' is called inside of transaction\(\) .*write on that", {}),
+        (transaction_inside, r"transaction\(\) is opened inside of step 'outer'", {}),
         (ends_its_transaction, r"the transaction of step 'one' was ended inside of it", {}),
     ],
 )
