@@ -20,7 +20,7 @@ from test_pauses import _Session
 from test_steps import make_proxied, proxy, settled, take_from_its_worker  # noqa: F401 - fixtures
 
 from notifyworker import Client, Retry, Run, Snooze, Worker
-from notifyworker.run_log_store import RunLogStore
+from notifyworker.run_log_store import NewLog, RunLogStore
 from notifyworker.store import Store
 
 PAGE = Path(__file__).parents[1] / "docs" / "run-log.md"
@@ -266,6 +266,34 @@ async def test_no_secret_is_kept(make_worker, connection, dsn):
     )
     assert (mine["header"], mine["Authorization"], mine["lease_token"]) == ("Bearer ***", "***", 1)
     assert failed["exception"] == "ConnectionError: password=*** refused"
+
+
+async def test_a_write_that_comes_late_changes_nothing(make_worker, connection):
+    worker: Worker = make_worker()
+    store = RunLogStore(Store("notifyworker"))
+    seen: list[Any] = []
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None:
+        conductor: Any = worker._conductor
+
+        async def put(lines: str, count: int, *, is_whole: bool) -> None:
+            new = NewLog(run.run_id, run.lease_token, lines, count, 0, is_whole)
+            await store.run_logs_put(conductor._links["side"], conductor.lease_owner, [new], keep=10)
+            seen.append((await logged(connection))[0]["lines"])
+
+        await put('["1"]', 1, is_whole=False)
+        await put('["1", "2"]', 2, is_whole=False)
+        await put('["1"]', 1, is_whole=False)
+        await put('["1", "2"]', 2, is_whole=True)
+        await put('["1", "2", "3"]', 3, is_whole=False)
+        seen.append("done")
+
+    async with worker:
+        await insert(connection)
+        await eventually(lambda: "done" in seen)
+
+    assert [len(lines) for lines in seen[:-1]] == [1, 2, 2, 2, 2]
 
 
 async def test_it_can_be_turned_off(make_worker, connection):

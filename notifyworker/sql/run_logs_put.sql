@@ -22,4 +22,6 @@ SELECT run_id, created_at, lease_token, line_count, cut, attempt, is_whole, proj
     ON CONFLICT ON CONSTRAINT run_logs_pkey DO UPDATE
    SET written_at = excluded.written_at, line_count = excluded.line_count, cut = excluded.cut, is_whole = excluded.is_whole,
        lines = excluded.lines
+ -- A write that comes late, after a later one, changes nothing.
+ WHERE (l.is_whole, l.cut + l.line_count) <= (excluded.is_whole, excluded.cut + excluded.line_count)
 RETURNING l.run_id
