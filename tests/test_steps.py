@@ -553,7 +553,7 @@ async def test_a_transaction_under_a_lost_lease_writes_nothing(make_worker, db):
 
 async def test_a_shadow_runs_steps_are_executed_and_stand_for_nothing_in_earnest(make_worker, db, done):
     """The function is the handler's own code; what it writes in step_transaction is rolled back, and effects are not made."""
-    shadow: Worker = make_worker(shadow="enforce")
+    shadow: Worker = make_worker(shadow="enforce", drain_timeout_s=0)
     earnest: Worker = make_worker()
     ready = asyncio.Event()
 
@@ -575,7 +575,6 @@ async def test_a_shadow_runs_steps_are_executed_and_stand_for_nothing_in_earnest
         assert (await effects(db), done.calls) == (0, {})
         assert [step[:4] for step in await recorded(db)] == [(1, "charge", 1, '"nothing"'), (2, "write", 1, "1")]
         assert await db.fetchval("SELECT bool_and(is_shadow) FROM notifyworker.steps") is True
-        shadow.settings.__dict__["drain_timeout_s"] = 0
     async with earnest:
         run = await settled(db, run_id)
 
@@ -761,6 +760,7 @@ async def test_a_worker_that_is_stopped_records_what_it_has_done(make_proxied, d
         run_id = await insert(db)
         await eventually(rule.fired.is_set)
         releasing = asyncio.create_task(_let_go_when_draining(worker, proxy))
+        await asyncio.sleep(0)
     await releasing
     async with other:
         run = await settled(db, run_id)
@@ -769,9 +769,16 @@ async def test_a_worker_that_is_stopped_records_what_it_has_done(make_proxied, d
 
 
 async def _let_go_when_draining(worker: Worker, proxy: Proxy) -> None:
+    """An outcome that does not wait for the record arrives before it."""
     conductor: Any = worker._conductor
-    attempt = next(iter(conductor.slots._running.values()))
-    await eventually(lambda: attempt.why == "stopping")
+    (attempt,) = conductor.slots._running.values()
+    given_back = await proxy.arm(Rule(statement("give_back"), "answer", "pass"))
+    while attempt.why != "stopping":
+        await asyncio.sleep(0.001)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    if attempt.is_settled:
+        await eventually(given_back.fired.is_set)
     await proxy.heal()
 
 
@@ -894,7 +901,6 @@ async def test_the_pages_examples(dsn, connection, monkeypatch):
     (python,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     page = types.ModuleType("steps_page")
     exec(compile(python, str(PAGE), "exec"), page.__dict__)
-    monkeypatch.setattr(page.worker, "settings", page.worker.settings)
     async with page.worker:
         run_id = await connection.fetchval(
             'INSERT INTO notifyworker.runs (kind, payload) VALUES (\'order.ship\', \'{"number": 7, "mails": ["a", "b"]}\') RETURNING run_id'
