@@ -15,6 +15,7 @@ from typing import Any
 from notifyworker.execute import Attempt, in_thread
 from notifyworker.handlers import Handler
 from notifyworker.observe import log
+from notifyworker.plain import ThreadDesk
 from notifyworker.run import Run
 
 
@@ -145,6 +146,8 @@ class Batches:
             lists = (*lists, [payload for _, (payload,) in batch.members.values()])
         if handler.is_async:
             return await handler.function(*lists)
+        for run in batch.members:
+            run.sit_at(ThreadDesk(run))
         return await in_thread(batch, self._threads, handler.function, *lists)
 
 

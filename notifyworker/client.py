@@ -14,7 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import DatabaseError, Queryable, connect, explain
+from notifyworker.database import DatabaseError, Queryable, brief, connect, explain, is_refusal
 from notifyworker.errors import InvalidRun, RunNotFound, SettingsError, WaitTimeout
 from notifyworker.given import (
     REFUSALS,
@@ -22,7 +22,10 @@ from notifyworker.given import (
     as_dict,
     check_from_step,
     check_integer,
+    check_share,
     check_text,
+    limit_scope,
+    new_limit,
     new_pause,
     new_run,
     new_schedule,
@@ -30,12 +33,14 @@ from notifyworker.given import (
     schedule_as_dict,
     uuid_of,
 )
-from notifyworker.pause import Backoff
+from notifyworker.observe import log
 from notifyworker.run import TERMINAL, State
 from notifyworker.run_log_store import RunLogStore
 from notifyworker.settings import Settings
 from notifyworker.step_store import StepStore
-from notifyworker.store import NewRun, Store
+from notifyworker.store import Inserted, NewRun, Store
+from notifyworker.trace import sending
+from notifyworker.waiting import Waiting
 
 
 class Client:
@@ -54,6 +59,7 @@ class Client:
         self._store = Store(settings.schema_name)
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
+        self._waiting = Waiting(self._listen_dsn, self._store)
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,6 +69,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections that this client opened."""
+        await self._waiting.close()
         if self._pool is not None:
             self._pool.terminate()
             self._pool = None
@@ -71,15 +78,23 @@ class Client:
         """
         Insert one run and return its id; with an idempotency key that another run holds, that run's id.
 
+        With `debounce` (seconds) a pending run of the key takes what is new, and is due so long from now, at most
+        `debounce_at_most` after it was enqueued; with `throttle` the key is held for so long from the first run on.
         Raises InvalidRun, naming the column.
         """
-        new = new_run(kind, payload, **columns)
-        return (await self.insert(new, connection=connection))[0]
+        return (await self.insert(kind, payload, connection=connection, **columns)).run_id
 
-    async def insert(self, new: NewRun, *, connection: Queryable | None = None) -> tuple[UUID, bool]:
-        """As `enqueue`, of a run that was checked; the second value is True if the run was there already."""
+    async def insert(self, kind: str, payload: Any = None, *, connection: Queryable | None = None, **columns: Any) -> Inserted:
+        """As `enqueue`; also says what became of it: `new`, `existing` (another run holds the key) or `replaced` (debounced)."""
+        with sending(kind, columns.get("headers")) as (headers, sent):
+            new = new_run(kind, payload, **columns | {"headers": headers})
+            inserted = await self._insert(new, connection or await self._connected())
+            sent.as_run(inserted.run_id)
+            return inserted
+
+    async def _insert(self, new: NewRun, on: Queryable) -> Inserted:
         try:
-            return await self._store.run_insert(connection or await self._connected(), new)
+            return await self._store.run_insert(on, new)
         except REFUSALS as error:
             raise refused(error) from error
 
@@ -87,16 +102,20 @@ class Client:
         self, kind: str, payloads: Iterable[Any], *, connection: Queryable | None = None, **columns: Any
     ) -> list[UUID]:
         """Insert a run a payload, in batches of 1,000; return the ids in order. Not one transaction, unless `connection` has one."""
+        if paced := sorted(columns.keys() & {"debounce", "debounce_at_most", "throttle"}):
+            raise InvalidRun(paced[0], "is not for many at once", hint="enqueue them singly")
         on = connection or await self._connected()
         ids: list[UUID] = []
         batch: list[NewRun] = []
-        for payload in payloads:
-            batch.append(new_run(kind, payload, **columns))
-            if len(batch) == 1000:  # noqa: PLR2004 - a few round trips, and a bounded statement
+        with sending(kind, columns.get("headers")) as (headers, sent):
+            for payload in payloads:
+                batch.append(new_run(kind, payload, **columns | {"headers": headers}))
+                if len(batch) == 1000:  # noqa: PLR2004 - a few round trips, and a bounded statement
+                    ids += await self._insert_batch(on, batch)
+                    batch = []
+            if batch:
                 ids += await self._insert_batch(on, batch)
-                batch = []
-        if batch:
-            ids += await self._insert_batch(on, batch)
+            sent.as_batch(len(ids))
         return ids
 
     async def _insert_batch(self, on: Queryable, batch: list[NewRun]) -> list[UUID]:
@@ -104,7 +123,7 @@ class Client:
             given = await self._store.runs_insert(on, batch)
         except REFUSALS as error:
             raise refused(error) from error
-        return [run_id or (await self.insert(new, connection=on))[0] for run_id, new in zip(given, batch, strict=True)]
+        return [run_id or (await self._insert(new, on)).run_id for run_id, new in zip(given, batch, strict=True)]
 
     async def get(self, run_id: UUID | str) -> dict[str, Any]:
         """Return one run, live or settled. Raises RunNotFound."""
@@ -194,6 +213,49 @@ class Client:
         """Return what is paused now; None as kind or project_id: every one."""
         return [dict(row) for row in await self._store.pauses_list(await self._connected())]
 
+    async def set_limit(
+        self,
+        kind: str | None = None,
+        project_id: str | None = None,
+        per: str = "all",
+        *,
+        max_running: int | None = None,
+        rate: int | None = None,
+        per_s: float | None = None,
+        burst: int | None = None,
+    ) -> None:
+        """
+        Make a limit, or change it to exactly this: of a kind, a project, both or, named by neither, of all runs.
+
+        `max_running` at once, `rate` begun in `per_s` seconds (1), `burst` of them at once after a pause (a second's worth).
+        They count `all` together, or each `project`, or each concurrency `key`. Raises InvalidRun, naming the field.
+        """
+        new = new_limit(
+            kind=kind, project_id=project_id, per=per, max_running=max_running, rate=rate, per_s=per_s, burst=burst
+        )  # fmt: skip
+        try:
+            await self._store.limit_set(await self._connected(), new)
+        except REFUSALS as error:
+            raise refused(error) from error
+
+    async def remove_limit(self, kind: str | None = None, project_id: str | None = None, per: str = "all") -> bool:
+        """End exactly this limit; False if there was none."""
+        limit_scope(kind=kind, project_id=project_id, per=per)
+        return await self._store.limit_remove(await self._connected(), kind, project_id, per)
+
+    async def limits(self) -> builtins.list[dict[str, Any]]:
+        """Return all limits, each with how many places of it are taken (`running`); None as kind or project_id: every one."""
+        return [dict(row) for row in await self._store.limits_list(await self._connected())]
+
+    async def set_share(self, project_id: str, weight: float) -> None:
+        """Give a project this part of the slots while several have something ready; 1 is what each has. Raises InvalidRun."""
+        check_share(project_id, weight)
+        await self._store.share_set(await self._connected(), project_id, float(weight))
+
+    async def shares(self) -> builtins.list[dict[str, Any]]:
+        """Return the projects with another weight than 1."""
+        return [dict(row) for row in await self._store.shares_list(await self._connected())]
+
     async def put_schedule(self, name: str, cron: str, kind: str, payload: Any = None, **columns: Any) -> None:
         """
         Make a schedule, or change it to exactly this: a run of `kind` at each time of `cron` in `timezone` (UTC).
@@ -223,16 +285,25 @@ class Client:
         """
         Return the run once it is settled. `timeout` in seconds.
 
-        Looks with growing pauses, at most every second. Raises WaitTimeout, RunNotFound.
+        Its settle tells, on a connection that this client opens for it and keeps while somebody waits; a look every 5 s makes
+        sure. Raises WaitTimeout, RunNotFound.
         """
-        backoff = Backoff(cap_s=1.0)
+        wanted = uuid_of("run_id", run_id)
         try:
             async with asyncio.timeout(timeout):
-                while True:
-                    run = await self.get(run_id)
-                    if run["state"] in TERMINAL:
-                        return run
-                    await asyncio.sleep(backoff.next_s())
+                run = await self.get(wanted)
+                if run["state"] in TERMINAL:
+                    return run
+                with self._waiting.of(wanted) as wait:
+                    while run["state"] not in TERMINAL:
+                        await wait.for_a_look()
+                        try:
+                            run = await self.get(wanted)
+                        except DatabaseError as error:
+                            if is_refusal(error):
+                                raise
+                            log.debug("wait_goes_on", run_id=str(wanted), error=brief(error))
+                    return run
         except TimeoutError:
             message = f"run {run_id} is not settled after {timeout} s"
             raise WaitTimeout(message) from None

@@ -8,9 +8,12 @@ or nothing, when the lease is no longer ours and there is nothing left to write.
 import asyncio
 import contextlib
 import contextvars
+import sys
+import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future, InvalidStateError
+from types import FrameType
 from typing import Any, Literal, Protocol, TypeAlias
 
 from notifyworker import payload as payloads
@@ -19,10 +22,13 @@ from notifyworker.handlers import Handler
 from notifyworker.journal import Journal
 from notifyworker.observe import log
 from notifyworker.payload import clean_text
+from notifyworker.plain import ThreadDesk
+from notifyworker.processes import ElsewhereError, Processes, Unfit, Unstorable
 from notifyworker.run import Outcome, Run, State
 
 MESSAGE_BYTES = 8 * 1024
 TRACEBACK_BYTES = 32 * 1024
+_FRAMES = 12  # of a handler's stack that are told
 
 #: Why an attempt was ended from outside. "lost": somebody else has settled, cancelled or taken the run.
 Why: TypeAlias = Literal["timeout", "lost", "stopping"]
@@ -32,7 +38,8 @@ class Attempt:
     """One attempt in this process: the run, its handler, and why it was ended, if it was."""
 
     __slots__ = (
-        "began_at", "ended_at", "handler", "is_committing", "is_in_transaction", "is_settled", "journal", "run", "task", "thread", "timer", "why",
+        "began_at", "ended_at", "handler", "is_committing", "is_in_transaction", "is_settled", "journal", "run", "task", "thread",
+        "thread_id", "timer", "why",
     )  # fmt: skip
 
     def __init__(self, run: Run, handler: Handler) -> None:
@@ -44,6 +51,7 @@ class Attempt:
         self.journal: Journal | None = None
         #: The call in a thread: no cancellation ends it.
         self.thread: Future[Any] | None = None
+        self.thread_id: int | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.began_at = self.ended_at = 0.0
         self.why: Why | None = None
@@ -58,42 +66,56 @@ class Attempt:
         """Cancel the handler, for the first reason that was given."""
         if self.why is None:
             self.why = why
-            self.run.cancelled = True
+            self.run.cancel()
             if self.task is not None:
                 self.task.cancel()
+
+    def stack(self) -> list[str]:
+        """Where its handler stands, the innermost frame last."""
+        if self.thread_id is not None:
+            frame = sys._current_frames().get(self.thread_id)  # noqa: SLF001 - the documented way to another thread's stack
+            frames = [] if frame is None else [f for f, _ in traceback.walk_stack(frame)][::-1]
+        else:
+            frames = [] if self.task is None else _frames(self.task.get_coro())
+        return [f"{f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}" for f in frames[-_FRAMES:]]
 
 
 async def execute(
     attempt: Attempt,
     *,
     threads: Executor,
+    processes: Processes,
     worker: str,
     max_result_bytes: int,
+    on_begun: Callable[[Attempt], None],
     on_pause: Callable[[str, PauseKind], Awaitable[None]],
     join: Callable[[Attempt, tuple[Any, ...]], Awaitable[Any]],
 ) -> Outcome | None:
     """
     Call the handler; None if there is nothing to write.
 
-    `on_pause` is awaited when it asks for a pause of its kind; `join`, where it takes several runs at once.
+    `on_begun` is called when a process has begun it: only then does its timeout begin to count. `on_pause` is awaited when
+    it asks for a pause of its kind; `join`, where it takes several runs at once.
     """
     run, handler = attempt.run, attempt.handler
     if run.expired:
         error = error_entry(run, Code.EXPIRED, "expires_at passed before it was started", None)
         return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, error=error, was_started=False)
     try:
-        arguments = handler.arguments(run)
+        arguments = () if handler.in_process else handler.arguments(run)
     except ValueError as error:
         return _failed(run, Code.BAD_PAYLOAD, str(error), None, worker)
     except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes: the same again next time
         return _failed(run, Code.BAD_PAYLOAD, f"payload: {type(error).__name__}: {_text_of(error)}", error, worker)
     try:
-        if handler.batch_size is not None:
-            result = await join(attempt, arguments)
-        elif handler.is_async:
+        if handler.is_async and handler.batch_size is None:
             result = await handler.function(*arguments)
         else:
-            result = await in_thread(attempt, threads, handler.function, *arguments)
+            result = await _begun(attempt, arguments, threads, processes, on_begun, join)
+    except Unfit as error:
+        return _failed(run, Code.BAD_PAYLOAD, str(error), error if error.__cause__ else None, worker)
+    except Unstorable as error:
+        return _unstorable(run, error, worker)
     except PauseKind as error:
         with contextlib.suppress(asyncio.CancelledError):  # the end from outside counts: below
             await on_pause(run.kind, error)
@@ -136,6 +158,41 @@ def _both(one: "Future[Any]", other: "Future[Any]") -> "Future[Any]":
     one.add_done_callback(ended)
     other.add_done_callback(ended)
     return both
+
+
+def _begun(  # noqa: PLR0917 - all of them are what may execute it
+    attempt: Attempt,
+    arguments: tuple[Any, ...],
+    threads: Executor,
+    processes: Processes,
+    on_begun: Callable[[Attempt], None],
+    join: Callable[[Attempt, tuple[Any, ...]], Awaitable[Any]],
+) -> Awaitable[Any]:
+    """Give it to a thread or a process, or together with others to their handler; what is returned is its result."""
+    if attempt.handler.batch_size is not None:
+        return join(attempt, arguments)
+    if attempt.handler.in_process:
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        return processes.call(attempt.run, attempt.handler, lambda: on_begun(attempt))
+    attempt.run.sit_at(ThreadDesk(attempt.run))
+    return in_thread(attempt, threads, _in_its_thread, attempt, arguments)
+
+
+def _in_its_thread(attempt: Attempt, arguments: tuple[Any, ...]) -> Any:
+    attempt.thread_id = threading.get_ident()
+    return attempt.handler.function(*arguments)
+
+
+def _frames(waits: object) -> list[FrameType]:
+    """From a coroutine to what it waits for, and so on: a suspended task itself knows its outermost frame alone."""
+    frames = []
+    while waits is not None:
+        frame = getattr(waits, "cr_frame", None) or getattr(waits, "gi_frame", None) or getattr(waits, "ag_frame", None)
+        if frame is not None:
+            frames.append(frame)
+        waits = getattr(waits, "cr_await", None) or getattr(waits, "gi_yieldfrom", None) or getattr(waits, "ag_await", None)
+    return frames
 
 
 def outcome_of_end(attempt: Attempt, worker: str) -> Outcome | None:
@@ -204,11 +261,15 @@ def completed(run: Run, result: object, worker: str, max_result_bytes: int) -> O
     try:
         text = None if result is None else payloads.encode(result)
     except payloads.Unencodable as error:
-        return _failed(run, Code.BAD_RESULT, f"the result can't be stored: {error}".replace("$", "result", 1), None, worker)
+        return _unstorable(run, error, worker)
     if text is not None and (size := len(text.encode())) > max_result_bytes:
         message = f"the result has {size} bytes, more than max_result_bytes={max_result_bytes}"
         return _failed(run, Code.BAD_RESULT, message, None, worker)
     return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.COMPLETED, result=text, effects=run.recorded_effects)
+
+
+def _unstorable(run: Run, error: Exception, worker: str) -> Outcome:
+    return _failed(run, Code.BAD_RESULT, f"the result can't be stored: {error}".replace("$", "result", 1), None, worker)
 
 
 def _retried_or_failed(attempt: Attempt, code: Code, message: str, error: BaseException, worker: str) -> Outcome:
@@ -246,6 +307,8 @@ def _failed(run: Run, code: Code, message: str, error: BaseException | None, wor
 
 
 def _traceback(error: BaseException) -> str:
+    if isinstance(error.__cause__, ElsewhereError):
+        return clean_text(error.__cause__.traceback, TRACEBACK_BYTES)
     # Not our own frame, by which the handler was called.
     below = error.__traceback__.tb_next if error.__traceback__ is not None else None
     try:

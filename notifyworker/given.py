@@ -16,7 +16,7 @@ from notifyworker import cron as crons
 from notifyworker import payload as payloads
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
 from notifyworker.journal import MAX_STEPS
-from notifyworker.store import NewPause, NewRun, NewSchedule, Row
+from notifyworker.store import NewLimit, NewPause, NewRun, NewSchedule, Row
 
 _YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _COLUMNS = frozenset(NewRun.__dataclass_fields__) - {"kind", "payload"}
@@ -39,8 +39,10 @@ def new_run(kind: str, payload: Any = None, *, max_payload_bytes: int | None = N
     for name in ("run_at", "expires_at"):
         if name in given:
             given[name] = moment_of(name, given[name])
-    if "timeout" in given:
-        given["timeout"] = duration_of("timeout", given["timeout"])
+    for name in ("timeout", "debounce", "debounce_at_most", "throttle"):
+        if name in given:
+            given[name] = duration_of(name, given[name])
+    _check_pace(given)
     if not isinstance(given.get("is_shadow", False), bool):
         raise InvalidRun("is_shadow", f"must be true or false, not {given['is_shadow']!r}")
     if "run_id" in given:
@@ -53,6 +55,18 @@ def new_run(kind: str, payload: Any = None, *, max_payload_bytes: int | None = N
     if max_payload_bytes is not None and (size := len(text.encode())) > max_payload_bytes:
         raise InvalidRun("payload", f"has {size} bytes, more than max_payload_bytes={max_payload_bytes}", too_large=True)
     return NewRun(kind=kind, payload=text, **given)
+
+
+def _check_pace(given: Mapping[str, Any]) -> None:
+    """As check_pace in schema/0014_debounce.sql."""
+    if not given.keys() & {"debounce", "debounce_at_most", "throttle"}:
+        return
+    if "idempotency_key" not in given:
+        raise InvalidRun("idempotency_key", "is what debounce and throttle go by", hint="give one")
+    if "debounce_at_most" in given and "debounce" not in given:
+        raise InvalidRun("debounce_at_most", "is a bound of debounce", hint="give both")
+    if "debounce" in given and (beside := sorted(given.keys() & {"throttle", "run_at"})):
+        raise InvalidRun(beside[0], "is given beside debounce", hint="give one of them")
 
 
 def as_dict(row: Row) -> dict[str, Any]:
@@ -127,6 +141,54 @@ def new_pause(**given: Any) -> NewPause:
     if seconds is not None and given.get("until") is not None:
         raise InvalidRun("seconds", "is given beside until", hint="give one of them")
     return NewPause(**given)
+
+
+def new_limit(**given: Any) -> NewLimit:
+    """Check a limit. Raises InvalidRun, which names the field."""
+    limit = limit_scope(**given)
+    of_key = limit.per == "key"
+    if limit.max_running is None and limit.rate is None:
+        raise InvalidRun("max_running", "is missing, and so is rate", hint="give one of them, or both")
+    if limit.max_running is not None:
+        check_integer("max_running", limit.max_running, 1 if of_key else 0, 1000 if of_key else 100_000)
+    for name in ("rate", "burst"):
+        if getattr(limit, name) is not None:
+            check_integer(name, getattr(limit, name), 1, 1_000_000)
+    per_s = limit.per_s
+    if per_s is not None and (
+        isinstance(per_s, bool) or not isinstance(per_s, int | float) or not 0.001 <= per_s <= 31 * 86400  # noqa: PLR2004 - as the column
+    ):
+        raise InvalidRun("per_s", f"must be seconds between 0.001 and 2678400 (31 days), not {per_s!r:.100}")
+    for name in ("per_s", "burst"):
+        if limit.rate is None and getattr(limit, name) is not None:
+            raise InvalidRun(name, "is given without a rate", hint="say by rate how many runs may begin in per_s seconds")
+    return limit
+
+
+def limit_scope(**given: Any) -> NewLimit:
+    """Check which limit is meant, and nothing else of it. Raises InvalidRun, which names the field."""
+    if unknown := sorted(set(given) - set(NewLimit.__dataclass_fields__)):
+        raise InvalidRun(unknown[0], "a limit has no such field", hint=f"there are: {', '.join(NewLimit.__dataclass_fields__)}")
+    for name in ("kind", "project_id"):
+        if given.get(name) is not None:
+            check_text(name, given[name], 200)
+    limit = NewLimit(**given)
+    if limit.per not in ("all", "project", "key"):
+        raise InvalidRun("per", f"must be all, project or key, not {limit.per!r:.100}")
+    if limit.per == "key" and limit.kind is not None:
+        raise InvalidRun(
+            "kind", "is given beside per='key'", hint="leave it out: a key is its project's, whatever the kind of a run"
+        )
+    if limit.per == "project" and limit.project_id is not None:
+        raise InvalidRun("project_id", "is given beside per='project'", hint="leave one of them out")
+    return limit
+
+
+def check_share(project_id: Any, weight: Any) -> None:
+    """Raise InvalidRun unless they are a project and a weight."""
+    check_text("project_id", project_id, 200)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.001 <= weight <= 1000:  # noqa: PLR2004 - as the column
+        raise InvalidRun("weight", f"must be a number between 0.001 and 1000, not {weight!r:.100}")
 
 
 def new_schedule(name: str, cron: str, kind: str, payload: Any = None, **columns: Any) -> NewSchedule:

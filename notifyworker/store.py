@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from importlib import resources
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import asyncpg
 
 from notifyworker.database import Queryable
-from notifyworker.lanes import Lane
+from notifyworker.lanes import Batch, Lane
 from notifyworker.migrate import render
 from notifyworker.run import Desk, Outcome, Run, State
 
@@ -57,6 +57,17 @@ class NewRun:
     is_shadow: bool = False
     headers: str = "{}"
     run_id: UUID | None = None
+    # No columns, but how enqueue deals with a run that has the same idempotency key; as time spans.
+    debounce: timedelta | None = None
+    debounce_at_most: timedelta | None = None
+    throttle: timedelta | None = None
+
+
+class Inserted(NamedTuple):
+    """The run that an insert has led to, and whether it is new, was there already, or has taken what was new."""
+
+    run_id: UUID
+    became: Literal["new", "existing", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,19 @@ class NewPause:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NewLimit:
+    """How many runs of what (None: every kind or project) at once, and how many begin in `per_s` seconds."""
+
+    kind: str | None = None
+    project_id: str | None = None
+    per: str = "all"
+    max_running: int | None = None
+    rate: int | None = None
+    per_s: float | None = None
+    burst: int | None = None
+
+
 class Store:
     """The statements of one installation: of one schema's name."""
 
@@ -107,16 +131,17 @@ class Store:
 
     # The life of a run, in its order.
 
-    async def run_insert(self, on: Queryable, new: NewRun) -> tuple[UUID, bool]:
-        """Insert; or find the run that holds the idempotency key (then the second value is True)."""
+    async def run_insert(self, on: Queryable, new: NewRun) -> Inserted:
+        """Insert; or find the run that holds the idempotency key, or let it take what is new."""
         row = (
             await on.fetch(
                 self._sql["run_insert"],
                 new.kind, new.payload, new.project_id, new.priority, new.run_at, new.max_attempts, new.timeout,
                 new.expires_at, new.idempotency_key, new.concurrency_key, new.is_shadow, new.headers, new.run_id,
+                new.debounce, new.debounce_at_most, new.throttle,
             )
         )[0]  # fmt: skip
-        return row["run_id"], row["existing"]
+        return Inserted(*row)
 
     async def runs_insert(self, on: Queryable, new: Sequence[NewRun]) -> list[UUID | None]:
         """Insert many; None where another run holds the idempotency key."""
@@ -135,7 +160,7 @@ class Store:
         self,
         on: Queryable,
         served: Served,
-        lanes: Sequence[Lane],
+        batch: Batch,
         slack: timedelta,
         *,
         limit: int,
@@ -144,12 +169,14 @@ class Store:
         enforce_shadow: bool,
         desk: Desk | None = None,
     ) -> list[Run]:
-        """Pending -> running, for up to `limit` runs, each with a fresh lease; in no order."""
+        """Pending -> running, for up to `limit` runs of lanes of one sort, each with a fresh lease; in no order."""
+        lanes = batch.lanes
         rows = await on.fetch(
-            self._sql["claim"],
+            self._sql["claim_limited" if batch.is_limited else "claim"],
             [lane.kind for lane in lanes], [lane.project_id for lane in lanes], [lane.rank for lane in lanes],
             [lane.read_from(slack) for lane in lanes], served.kinds, list(served.max_attempts.values()),
             [served.timeouts_s[kind] for kind in served.max_attempts], limit, lease_owner, lease_s, enforce_shadow,
+            batch.most,
         )  # fmt: skip
         made = partial(Run, desk=desk)
         return [made(*row) for row in rows]
@@ -164,10 +191,10 @@ class Store:
         rows = await on.fetch(self._sql["held"], lease_owner, list(held), list(held.values()))
         return {row["run_id"] for row in rows}
 
-    async def progress(self, on: Queryable, run: Run, lease_owner: str, progress: str) -> bool:
-        """Write a running run's progress; False if it is no longer this worker's."""
-        rows = await on.fetch(self._sql["progress"], run.run_id, run.lease_token, lease_owner, progress)
-        return bool(rows)
+    async def progress(self, on: Queryable, lease_owner: str, said: Sequence[tuple[Run, str]]) -> set[UUID]:
+        """Write what running runs say of themselves; return those that were held, and not locked by somebody."""
+        columns = [run.run_id for run, _ in said], [run.lease_token for run, _ in said], [text for _, text in said]
+        return {row["run_id"] for row in await on.fetch(self._sql["progress"], lease_owner, *columns)}
 
     async def lock(self, on: Queryable, run: Run, lease_owner: str) -> bool:
         """Lock a run that is held under this lease; False if it is not, or locked by somebody."""
@@ -181,6 +208,7 @@ class Store:
             _unless_all([o.to for o in outcomes], usual=State.COMPLETED), _unless_all([o.result for o in outcomes], usual=None),
             _unless_all([o.effects for o in outcomes], usual=None), _unless_all([o.error_code for o in outcomes], usual=None),
             _unless_all([o.error for o in outcomes], usual=None), _unless_all([o.was_started for o in outcomes], usual=True),
+            _unless_all([o.progress for o in outcomes], usual=None),
         )  # fmt: skip
         return int(rows[0]["count"])
 
@@ -190,6 +218,7 @@ class Store:
             self._sql["give_back"],
             lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes],
             [o.delay_s for o in outcomes], [o.counts for o in outcomes], [o.error for o in outcomes],
+            [o.progress for o in outcomes],
         )  # fmt: skip
         return {row["run_id"] for row in rows}
 
@@ -214,6 +243,22 @@ class Store:
         """Delete idempotency keys whose time is over; return how many."""
         return len(await on.fetch(self._sql["keys_forget"], limit))
 
+    async def debounces_forget(self, on: Queryable, *, limit: int) -> int:
+        """Delete what is left of debounced runs that are settled; return how many."""
+        return len(await on.fetch(self._sql["debounces_forget"], limit))
+
+    async def expect(self, on: Queryable, run_ids: Sequence[UUID], channel: str) -> None:
+        """Be told on this channel, for the next minute, when one of these runs is settled."""
+        await on.fetch(self._sql["expect"], list(run_ids), channel)
+
+    async def expect_no_more(self, on: Queryable, run_ids: Sequence[UUID], channel: str) -> None:
+        """Be told of these no more."""
+        await on.fetch(self._sql["expect_no_more"], list(run_ids), channel)
+
+    async def waiters_forget(self, on: Queryable, *, limit: int) -> int:
+        """Delete waiters that live no more; return how many."""
+        return len(await on.fetch(self._sql["waiters_forget"], limit))
+
     async def run_cancel(self, on: Queryable, run_id: UUID) -> str:
         """Pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
         return str((await on.fetch(self._sql["run_cancel"], run_id))[0]["state"])
@@ -222,6 +267,38 @@ class Store:
         """Settled -> pending. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError, InvalidParameterValueError."""
         retried: UUID = (await on.fetch(self._sql["run_retry"], run_id, from_step))[0]["run_id"]
         return retried
+
+    async def end_lingering(self, on: Queryable, run_id: UUID, lease_owner: str) -> None:
+        """Free the places of a run that was cancelled, now that its handler has ended."""
+        await on.fetch(self._sql["end_lingering"], run_id, lease_owner)
+
+    async def mend_limits(self, on: Queryable) -> int:
+        """Free places that nobody holds any more, and end waits for free keys; return how many."""
+        return int((await on.fetch(self._sql["mend_limits"]))[0]["mended"])
+
+    async def limit_set(self, on: Queryable, new: NewLimit) -> None:
+        """Make a limit, or change it to exactly this."""
+        await on.fetch(self._sql["limit_set"], new.kind, new.project_id, new.per, new.max_running, new.rate, new.per_s, new.burst)
+
+    async def limit_remove(self, on: Queryable, kind: str | None, project_id: str | None, per: str) -> bool:
+        """End exactly this limit; False if there was none."""
+        return bool((await on.fetch(self._sql["limit_remove"], kind, project_id, per))[0]["removed"])
+
+    async def share_set(self, on: Queryable, project_id: str, weight: float) -> None:
+        """Give a project this weight."""
+        await on.fetch(self._sql["share_set"], project_id, weight)
+
+    async def shares_list(self, on: Queryable) -> list[Row]:
+        """Return the weights that were given, and what those projects' runs take."""
+        return await on.fetch(self._sql["shares_list"])
+
+    async def limits_list(self, on: Queryable) -> list[Row]:
+        """Return every limit, and how many places of it are taken."""
+        return await on.fetch(self._sql["limits_list"])
+
+    async def limits_seen(self, on: Queryable, *, cap: int = 10_000) -> Row:
+        """Count places that are taken and runs that wait for a key; and the one that is due for the longest."""
+        return (await on.fetch(self._sql["limits_seen"], cap))[0]
 
     async def pause(self, on: Queryable, new: NewPause) -> None:
         """Claim none of these. Raises InvalidParameterValueError for a time that is over."""

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -19,6 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from notifyworker.batch import Batches
+from notifyworker.cancel import Cancels
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
 from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
@@ -28,6 +29,9 @@ from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
 from notifyworker.observe import Metrics, is_debug, log, outline
+from notifyworker.places import LingeringPlaces
+from notifyworker.processes import Processes, processors
+from notifyworker.progress import Progress
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
 from notifyworker.run_log import RunLogs, secrets_of
@@ -38,6 +42,7 @@ from notifyworker.settle import Settler
 from notifyworker.slots import Slots
 from notifyworker.steps import Steps
 from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Served, Store
+from notifyworker.trace import processing, tracer
 from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
@@ -67,7 +72,10 @@ class Conductor:
         self._sink: Callable[[dict[str, object]], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="notifyworker handler")
+        threads = settings.concurrency + settings.replaced_slots
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="notifyworker handler")
+        self._tracer = tracer()
+        self._processes = Processes(settings.processes or processors(), self._threads)
         self._make_parts(settings, standalone=standalone)
 
     def _make_parts(self, settings: Settings, *, standalone: bool) -> None:
@@ -95,17 +103,20 @@ class Conductor:
             on_answer=self.turns.claimed, leases=self._leases, on_orphan=self._orphan,
         )  # fmt: skip
         self.slots = Slots(
-            settings.concurrency, self._execute, worker=self.lease_owner,
+            settings.concurrency, settings.replaced_slots, self._execute, worker=self.lease_owner,
             on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
+            on_stuck=lambda attempt: self.metrics.ignored.labels(attempt.run.kind).inc(),
         )  # fmt: skip
         self.batches = Batches(self._threads, lambda: self.slots.running + self.slots.lingering < settings.concurrency)
         self.batches.warn(self._handlers, settings.concurrency)
+        self.metrics.stuck.set_function(lambda: self.slots.stuck)
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
         self.settler = Settler(
             self.store, self._links["settle"], self.lease_owner, self.metrics, on_settled=self._settled, on_refused=self._refused
         )
+        self.places = LingeringPlaces(self.store, self._side_link, self.lease_owner)
         self.logs = RunLogs(
             RunLogStore(self.store), self._links["settle"], self.lease_owner, settings.run_log_lines,
             settings.heartbeat_interval_s, secrets_of(settings),
@@ -114,6 +125,7 @@ class Conductor:
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
+            progress=lambda run: self.progress.unwritten(run),  # noqa: PLW0108 - made below
             before=self.logs.finish, on_settled=self._settled, on_ended=self._ended, on_lost=partial(self._lost_inside, "transaction"),
         )  # fmt: skip
         self.steps = Steps(
@@ -124,6 +136,16 @@ class Conductor:
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
             exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
+            suspects=self.slots.suspects,
+        )  # fmt: skip
+        self.progress = Progress(
+            self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.progress_interval_s,
+            is_mine=self.slots.executes, on_lost=lambda run: self._lost({run.run_id: run.lease_token}, "progress"),
+            on_written=lambda run, progress: self._publish(run.run_id, run.kind, "progress", progress=progress),
+        )  # fmt: skip
+        self.cancels = Cancels(
+            self.store, self._side_link, self.lease_owner,
+            lease_of=self.slots.lease_of, on_lost=self._lost, unsure=self.keeper.announce,
         )  # fmt: skip
         self.scheduler = Scheduler(self.store, self._side_link, self.metrics)
         self.listener.on_message = self._heard
@@ -143,6 +165,7 @@ class Conductor:
 
     async def start(self) -> None:
         """Check the database, become present, and begin to claim. Raises StartError, SettingsError."""
+        self._processes.check(list(self._handlers.values()))
         connection = await open_or_explain(self.dsn, self.store.schema, "start")
         try:
             async with asyncio.timeout(CONNECT_S):
@@ -162,6 +185,7 @@ class Conductor:
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
             ("run logs", self.logs.run()),
+            ("places", self.places.run()), ("cancels", self.cancels.run()), ("progress", self.progress.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip
             task = asyncio.create_task(loop, name=f"notifyworker {name}")
@@ -237,6 +261,7 @@ class Conductor:
         await self.steps.close()
         await self.slots.close()
         await self.batches.close()
+        self._processes.close()
         self._threads.shutdown(wait=not self.lingering, cancel_futures=True)
         if not self.failed.cancel() and not self.failed.cancelled():
             self.failed.exception()  # in a host nobody else asks for it, and the log has told it
@@ -278,6 +303,7 @@ class Conductor:
     def _give_back(self, run: Run) -> None:
         """A run that was claimed and not begun."""
         self.keeper.handler_ended(run.run_id, run.lease_token)
+        self.places.handler_ended(run, is_held=True)
         self.settler.put(released(run, self.lease_owner))
 
     def _leases(self) -> set[tuple[UUID, int]]:
@@ -286,15 +312,18 @@ class Conductor:
     def _orphan(self, row: Row) -> None:
         """A run of a claim whose answer was lost: ours by the database's word, and nobody executes it."""
         run = Run(row["run_id"], row["lease_token"], row["kind"], attempt=row["attempt"])
+        run.is_limited = row["is_limited"]
+        self.places.handler_ended(run, is_held=True)
         entry = error_entry(run, Code.INTERRUPTED, "the answer to its claim was lost", None, self.lease_owner)
         self.settler.put(Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False))
         log.warning("orphan_given_back", run_id=str(run.run_id))
 
     def _execute(self, attempt: Attempt) -> Coroutine[Any, Any, Outcome | None]:
-        return execute(
-            attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes, on_pause=self._pause,
-            join=self.batches.join,
+        executing = execute(
+            attempt, threads=self._threads, processes=self._processes, worker=self.lease_owner,
+            max_result_bytes=self._max_result_bytes, on_begun=self.slots.restart_timer, on_pause=self._pause, join=self.batches.join,
         )  # fmt: skip
+        return executing if self._tracer is None else processing(self._tracer, attempt.run, executing)
 
     async def _pause(self, kind: str, pause: PauseKind) -> None:
         """Before the slot is free: or this kind would be claimed for it at once."""
@@ -310,7 +339,10 @@ class Conductor:
         self._publish(attempt.run.run_id, attempt.run.kind, "running")
 
     def _over(self, attempt: Attempt) -> None:
-        self.keeper.handler_ended(attempt.run.run_id, attempt.run.lease_token)
+        run = attempt.run
+        self.progress.forget(run)
+        self.keeper.handler_ended(run.run_id, run.lease_token)
+        self.places.handler_ended(run, is_held=self.keeper.holds(run.run_id, run.lease_token))
 
     def _slot_is_free(self) -> None:
         if self.claims.more:
@@ -324,6 +356,7 @@ class Conductor:
         if outcome is None:
             self._drop(attempt.run)
             return
+        outcome.progress = self.progress.ended(attempt.run)
         if outcome.error is not None and outcome.to is not State.CANCELLED:
             log.warning(
                 "attempt_failed", run_id=str(outcome.run_id), kind=outcome.kind, attempt=outcome.attempt, to=str(outcome.to)
@@ -333,6 +366,7 @@ class Conductor:
     def _settled(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             self.keeper.drop(outcome.run_id, outcome.lease_token)
+            self.places.settled(outcome.run_id, outcome.lease_token)
         self.logs.forget(outcomes)
         for (kind, to), count in Counter((outcome.kind, outcome.to) for outcome in outcomes).items():
             self.metrics.finished.labels(kind, str(to)).inc(count)
@@ -342,7 +376,7 @@ class Conductor:
         if self._sink is not None:
             for outcome in outcomes:
                 self._publish(outcome.run_id, outcome.kind, str(outcome.to))
-        if self.claims.more or any(outcome.to is State.PENDING for outcome in outcomes):
+        if self.claims.more or self.claims.has_limits or any(outcome.to is State.PENDING for outcome in outcomes):
             self.claims.wake.set()
 
     def _drop(self, held: Outcome | Run) -> None:
@@ -352,6 +386,7 @@ class Conductor:
 
     def _refused(self, outcome: Outcome) -> None:
         self._drop(outcome)
+        self.places.refused(outcome.run_id, outcome.lease_token)
         self.metrics.refused.inc()
         log.warning(
             "outcome_refused", run_id=str(outcome.run_id), kind=outcome.kind, to=str(outcome.to), lease_token=outcome.lease_token
@@ -365,6 +400,7 @@ class Conductor:
                 self._give_back(run)
             else:
                 self.keeper.drop(run.run_id, run.lease_token)
+                self.places.handler_ended(run, is_held=False)
             self._slot_is_free()
         for run_id, token in lost.items():
             attempt = self.slots.get(run_id)
@@ -386,26 +422,16 @@ class Conductor:
         if what == "schedules":
             self.scheduler.changed()
             return
-        if what != "cancel":
-            self.leader.heard(message)
+        if what == "cancel":
+            self.cancels.heard(argument)
             return
-        try:
-            run_id = UUID(argument)
-        except ValueError:
-            return  # anybody may notify on our channel
-        # So this proves nothing: a heartbeat now finds out whether it is true.
-        if self.slots.has(run_id):
-            self.keeper.announce()
+        self.leader.heard(message)
 
     # What a handler asks for (Desk), and what others see.
 
-    async def write_progress(self, run: Run, progress: str) -> None:
+    def write_progress(self, run: Run, progress: str) -> Awaitable[None]:
         """Write a run's progress, fenced. Raises LeaseLost."""
-        if not await self.store.progress(self._side_link, run, self.lease_owner, progress):
-            if (attempt := self.slots.get(run.run_id)) is not None and attempt.run is run:
-                self._lost({run.run_id: run.lease_token}, "progress")
-            raise LeaseLost(run.run_id, during="progress")
-        self._publish(run.run_id, run.kind, "progress")
+        return self.progress.put(run, progress)
 
     def transaction(self, run: Run, connection: "Connection | None") -> AbstractAsyncContextManager[Connection]:
         """Begin a transaction that settles the run. Raises LeaseLost."""
@@ -430,9 +456,9 @@ class Conductor:
         """Call `sink` with every change of state that this worker makes."""
         self._sink = sink
 
-    def _publish(self, run_id: UUID, kind: str, state: str) -> None:
+    def _publish(self, run_id: UUID, kind: str, state: str, **more: str) -> None:
         if self._sink is not None:
-            self._sink({"run_id": str(run_id), "kind": kind, "state": state})
+            self._sink({"run_id": str(run_id), "kind": kind, "state": state, **more})
 
     def _mode_changed(self, mode: str) -> None:
         self.reaper.lead(is_leading=mode != "follower")
@@ -489,12 +515,13 @@ class Conductor:
 
     def restrictions(self) -> list[str]:
         """What this worker does its job without."""
-        if not self.listener.is_deaf:
-            return []
-        found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
-        return [
-            f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
-        ]
+        reasons = []
+        if self.listener.is_deaf:
+            found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
+            reasons.append(
+                f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
+            )
+        return reasons + self.slots.restrictions()
 
     def health(self) -> list[str]:
         """Reasons why this worker does not do its job; empty if it does. From memory."""
@@ -523,7 +550,7 @@ class Conductor:
             )
         if self.reaper.stands_in and self.leader.may_lead:
             reasons.append("the leader's lock is held by somebody who does not reap: this worker stands in")
-        reasons += self.scheduler.health()
+        reasons += self.scheduler.health() + self.slots.health()
         if self.settler.error is not None:
             since, why = self.settler.error
             reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - since:.0f} s: {why}")

@@ -28,24 +28,51 @@ CREATE FUNCTION {schema}.enqueue(
     kind text, payload jsonb DEFAULT '{}', project_id text DEFAULT 'default', priority integer DEFAULT 0,
     run_at timestamptz DEFAULT now(), max_attempts integer DEFAULT NULL, timeout interval DEFAULT NULL,
     expires_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, concurrency_key text DEFAULT NULL,
-    is_shadow boolean DEFAULT false, headers jsonb DEFAULT '{}', run_id uuid DEFAULT NULL
+    is_shadow boolean DEFAULT false, headers jsonb DEFAULT '{}', run_id uuid DEFAULT NULL,
+    debounce interval DEFAULT NULL, debounce_at_most interval DEFAULT NULL, throttle interval DEFAULT NULL
 ) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     holder uuid;
+    run    {schema}.runs;
 BEGIN
     IF NOT {schema}.caller_sees(enqueue.project_id) THEN
         RAISE EXCEPTION 'this role may not enqueue for the project "%"', enqueue.project_id
             USING ERRCODE = 'insufficient_privilege', HINT = 'The owner of the schema binds roles by bind_role().';
     END IF;
     enqueue.run_id := coalesce(enqueue.run_id, {schema}.uuid7());
+    IF coalesce(enqueue.debounce, enqueue.debounce_at_most, enqueue.throttle) IS NOT NULL THEN
+        PERFORM {schema}.check_pace(
+            enqueue.idempotency_key, enqueue.run_at, enqueue.debounce, enqueue.debounce_at_most, enqueue.throttle);
+    END IF;
+    IF enqueue.debounce IS NOT NULL THEN
+        run.run_id := enqueue.run_id;
+        run.kind := enqueue.kind;
+        run.payload := enqueue.payload;
+        run.project_id := enqueue.project_id;
+        run.priority := enqueue.priority;
+        run.max_attempts := enqueue.max_attempts;
+        run.timeout := enqueue.timeout;
+        run.expires_at := enqueue.expires_at;
+        run.idempotency_key := enqueue.idempotency_key;
+        run.concurrency_key := enqueue.concurrency_key;
+        run.is_shadow := enqueue.is_shadow;
+        run.headers := enqueue.headers;
+        run := {schema}.debounce(run, enqueue.debounce, enqueue.debounce_at_most);
+        IF run.run_id <> enqueue.run_id THEN
+            RETURN run.run_id;
+        END IF;
+        enqueue.run_at := run.run_at;
+        enqueue.idempotency_key := run.idempotency_key;
+    END IF;
     -- A key that another is taking at this moment is waited for, and then asked for again.
-    WHILE enqueue.idempotency_key IS NOT NULL LOOP
+    WHILE enqueue.idempotency_key IS NOT NULL AND enqueue.debounce IS NULL LOOP
         holder := {schema}.key_holder(enqueue.project_id, enqueue.kind, enqueue.idempotency_key);
         IF holder IS NOT NULL THEN
             RETURN holder;
         END IF;
-        EXIT WHEN {schema}.hold_key(enqueue.project_id, enqueue.kind, enqueue.idempotency_key, enqueue.run_id);
+        EXIT WHEN {schema}.hold_key(enqueue.project_id, enqueue.kind, enqueue.idempotency_key, enqueue.run_id,
+                                    now() + enqueue.throttle);
     END LOOP;
     INSERT INTO {schema}.runs (run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout,
         expires_at, idempotency_key, concurrency_key, is_shadow, headers)
@@ -60,7 +87,7 @@ CREATE FUNCTION {schema}.cancel(run_id uuid) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    was_running boolean;
+    was {schema}.runs;
 BEGIN
     WITH gone AS (
         DELETE FROM {schema}.runs AS r WHERE r.run_id = cancel.run_id AND {schema}.caller_sees(r.project_id) RETURNING *
@@ -73,22 +100,32 @@ BEGIN
             concurrency_key, payload, headers, errors, progress
           FROM gone
     )
-    SELECT state = 'running' INTO was_running FROM gone;
-    IF was_running IS NULL THEN
+    SELECT * INTO was FROM gone;
+    IF NOT FOUND THEN
         IF EXISTS (SELECT FROM {schema}.run_history AS h
                     WHERE h.run_id = cancel.run_id AND {schema}.caller_sees(h.project_id)) THEN
             RAISE EXCEPTION 'run % is settled already', cancel.run_id USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
         RAISE EXCEPTION 'no run has the id %', cancel.run_id USING ERRCODE = 'no_data_found';
     END IF;
-    IF was_running AND pg_notification_queue_usage() < 0.5 THEN
+    IF was.is_limited THEN  -- its key and its places stay taken until its handler has ended
+        -- Of those that it was given when it was running already (0012, adopt) its worker knows nothing.
+        DELETE FROM {schema}.places AS p WHERE p.run_id = cancel.run_id AND p.place >= 1000000;
+        UPDATE {schema}.places AS p SET lingers = true WHERE p.run_id = cancel.run_id;
+    ELSIF was.concurrency_key IS NOT NULL AND was.state = 'pending' AND was.waits_for IS NULL THEN
+        PERFORM {schema}.end_wait(was.project_id, was.concurrency_key, 1);  -- it may have been its turn
+    END IF;
+    IF was.state = 'running' AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('{name}', 'cancel:' || cancel.run_id::text);
+    END IF;
+    IF EXISTS (SELECT FROM {schema}.waiters) THEN
+        PERFORM {schema}.tell_waiters(ARRAY[cancel.run_id]);
     END IF;
     RETURN 'cancelled';
 END $$;
 
 -- A settled run goes back to pending under the same id. The lease token is carried along, so that no worker of an
--- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands. Its steps (0012) are executed
+-- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands. Its steps (0017) are executed
 -- again as well; with from_step only those from this position on, and one more than are recorded keeps all.
 CREATE FUNCTION {schema}.retry(run_id uuid, from_step integer DEFAULT NULL) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -15,6 +15,7 @@ from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.auth import Guard
 from notifyworker.http.body import SMALL_BYTES, read_object
 from notifyworker.http.events import Events
+from notifyworker.http.limits import Limits
 from notifyworker.http.observed import Observed
 from notifyworker.http.openapi import document
 from notifyworker.http.overview import overview
@@ -23,9 +24,10 @@ from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
+from notifyworker.http.shares import Shares
 from notifyworker.run_log_store import RunLogStore
 from notifyworker.step_store import StepStore
-from notifyworker.store import NewRun, Row
+from notifyworker.store import Inserted, NewRun, Row
 
 _NOTHING = frozenset[str]()
 _PAGE = frozenset({"limit", "cursor"})
@@ -34,7 +36,7 @@ _PRODUCERS = frozenset(NewRun.__dataclass_fields__)
 _SYSTEMS = frozenset(
     {
         "state", "attempt", "lease_owner", "lease_token", "lease_expires_at", "created_at", "started_at", "finished_at",
-        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by",
+        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by", "waits_for", "is_limited",
     }
 )  # fmt: skip
 
@@ -67,7 +69,9 @@ class Routes:
             web.get("/reaper", self.reaper),
             web.get("/workers", self.workers),
             *Pauses(self._worker, self._pool).table(),
+            *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
+            *Shares(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
             web.get("/openapi.json", self.openapi),
@@ -149,9 +153,9 @@ class Routes:
         _check_columns(given)
         is_small = len(await request.read()) <= SMALL_BYTES
         new = new_run(**given) if is_small else await asyncio.to_thread(new_run, **given)
-        run_id, is_existing = await self._inserted(new)
-        if is_existing:
-            return json_answer({"run_id": run_id, "existing": True})
+        run_id, became = await self._inserted(new)
+        if became != "new":
+            return json_answer({"run_id": run_id, became: True})
         return json_answer({"run_id": run_id}, status=201, headers={"Location": f"/runs/{run_id}"})
 
     async def cancel(self, request: web.Request) -> web.Response:
@@ -203,7 +207,7 @@ class Routes:
         """Show the page for people; the same as JSON to whoever asks for it."""
         return await overview(request, self._worker, self._pool)
 
-    async def _inserted(self, new: NewRun) -> tuple[Any, bool]:
+    async def _inserted(self, new: NewRun) -> Inserted:
         """Insert; what the database refuses is told without its own words, unless they are ours."""
         try:
             return await self._store.run_insert(self._pool, new)

@@ -41,14 +41,26 @@ BEGIN
             ('worker', 'SELECT, UPDATE ON {schema}.reaper'),
             ('worker', 'SELECT, INSERT ON {schema}.run_history'),
             ('worker', 'SELECT ON {schema}.all_runs, {schema}.settings, {schema}.migrations'),
-            ('worker', 'SELECT, UPDATE, DELETE ON {schema}.idempotency_keys'),
+            ('worker', 'SELECT, UPDATE, DELETE ON {schema}.idempotency_keys, {schema}.debounces'),
+            ('worker', 'SELECT, UPDATE, DELETE ON {schema}.waiters'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.tell_waiters, {schema}.expect, {schema}.expect_no_more'),
+            ('operator', 'EXECUTE ON FUNCTION {schema}.expect, {schema}.expect_no_more'),
+            ('observer', 'EXECUTE ON FUNCTION {schema}.expect, {schema}.expect_no_more'),
             ('worker', 'SELECT, DELETE ON {schema}.pauses'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.steps, {schema}.run_logs'),
-            ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume, {schema}.set_limit, {schema}.remove_limit'),
+            ('worker', 'SELECT, UPDATE ON {schema}.limits'),
+            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.places, {schema}.rates'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.claim_limited, {schema}.take_keys, {schema}.take_room, {schema}.room'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.tokens, {schema}.spend, {schema}.key_places, {schema}.adopt'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.end_lingering, {schema}.end_wait, {schema}.mend_limits'),
+            ('operator', 'EXECUTE ON FUNCTION {schema}.set_limit, {schema}.remove_limit, {schema}.set_share'),
+            ('worker', 'SELECT ON {schema}.shares'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.set_share'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.key_holder, {schema}.uuid7, {schema}.cancel, {schema}.retry'),
-            ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce, {schema}.complete'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.make_partitions, {schema}.drop_expired_partitions'),
             ('operator', 'USAGE ON SCHEMA {schema}'),
             ('operator', 'EXECUTE ON FUNCTION {schema}.cancel, {schema}.retry, {schema}.forget, {schema}.pause, {schema}.resume'),
@@ -60,6 +72,7 @@ BEGIN
         SELECT reader, format('SELECT ON %s', c.oid::regclass)
           FROM pg_class AS c CROSS JOIN (VALUES ('operator'), ('observer')) AS r (reader)
          WHERE c.relnamespace = quote_ident('{name}')::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+           AND c.relname <> 'waiters'  -- of every project
         UNION ALL
         -- The policies ask both in the name of whoever reads.
         SELECT bound, what FROM (VALUES ('producer'), ('operator'), ('observer')) AS b (bound) CROSS JOIN (VALUES
