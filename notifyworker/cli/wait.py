@@ -21,11 +21,11 @@ _LONGEST_PAUSE_S = 0.5
 
 async def settled(database: DatabaseOptions, run_id: UUID, *, within_s: float | None, json: bool) -> int:
     """Wait, show progress meanwhile, print the result, and return the exit code that tells the outcome."""
-    output.say(f"run {run_id}")
     run: dict[str, Any] = {}
     with output.progress("waiting") as told:
         try:
             async with until_signalled() as stop, asyncio.timeout(within_s), Watched(database, stop) as watched:
+                output.say(f"run {run_id}")  # from now on Ctrl-C ends the waiting alone
                 await _wait(watched, run_id, run, told)
         except TimeoutError:
             output.say(f"not settled within {within_s:g} s: it is {run.get('state', 'not seen')}, and goes on")
