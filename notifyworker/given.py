@@ -54,6 +54,11 @@ def new_run(kind: str, payload: Any = None, *, max_payload_bytes: int | None = N
     return NewRun(kind=kind, payload=text, **given)
 
 
+def new_payload(payload: Any) -> str:
+    """Encode the payload that takes the place of another. Raises InvalidRun for what no handler could be given."""
+    return _json("payload", payload)
+
+
 def as_dict(row: Row) -> dict[str, Any]:
     """A row of all_runs with its jsonb decoded; what can't be decoded stays text."""
     shown = dict(row)

@@ -15,6 +15,7 @@ DECLARE
         WHEN NEW.progress IS NOT NULL THEN 'progress'
         WHEN NEW.errors <> '[]' THEN 'errors'
         WHEN NEW.shadow_by IS NOT NULL THEN 'shadow_by'
+        WHEN NEW.replay_of IS NOT NULL THEN 'replay_of'
     END;
 BEGIN
     IF column_name IS NOT NULL THEN
@@ -42,7 +43,7 @@ BEGIN
         CREATE OR REPLACE TRIGGER guard BEFORE INSERT ON {schema}.runs FOR EACH ROW WHEN (
             NEW.state <> 'pending' OR NEW.attempt <> 0 OR NEW.lease_token <> 0 OR NEW.lease_owner IS NOT NULL
             OR NEW.lease_expires_at IS NOT NULL OR NEW.started_at IS NOT NULL OR NEW.created_at <> now()
-            OR NEW.progress IS NOT NULL OR NEW.errors <> '[]' OR NEW.shadow_by IS NOT NULL
+            OR NEW.progress IS NOT NULL OR NEW.errors <> '[]' OR NEW.shadow_by IS NOT NULL OR NEW.replay_of IS NOT NULL
             OR NEW.concurrency_key IS NOT NULL OR octet_length(NEW.payload::text) > %s)
         EXECUTE FUNCTION {schema}.refuse()$trigger$,
         (SELECT (value #>> '{}')::numeric::bigint FROM {schema}.settings WHERE name = 'max_payload_bytes'));

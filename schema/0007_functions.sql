@@ -65,10 +65,10 @@ BEGIN
     WITH gone AS (
         DELETE FROM {schema}.runs AS r WHERE r.run_id = cancel.run_id AND {schema}.caller_sees(r.project_id) RETURNING *
     ), moved AS (
-        INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+        INSERT INTO {schema}.run_history (run_id, replay_of, run_at, created_at, expires_at, started_at, lease_token, timeout,
             priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,
             concurrency_key, payload, headers, errors, progress)
-        SELECT run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+        SELECT run_id, replay_of, run_at, created_at, expires_at, started_at, lease_token, timeout,
             priority, max_attempts, attempt, is_shadow, 'cancelled', kind, project_id, shadow_by, idempotency_key,
             concurrency_key, payload, headers, errors, progress
           FROM gone
@@ -91,34 +91,69 @@ END $$;
 -- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands.
 CREATE FUNCTION {schema}.retry(run_id uuid) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN {schema}.retry_with(retry.run_id, NULL);
+END $$;
+
+-- The same with another payload, where one is given: what made the run fail may have been the old one.
+CREATE FUNCTION {schema}.retry_with(run_id uuid, payload jsonb) RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     old {schema}.run_history;
 BEGIN
-    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry.run_id AND {schema}.caller_sees(r.project_id)) THEN
-        RAISE EXCEPTION 'run % is live', retry.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
+    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry_with.run_id AND {schema}.caller_sees(r.project_id)) THEN
+        RAISE EXCEPTION 'run % is live', retry_with.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Only a settled run can be retried.';
     END IF;
     DELETE FROM {schema}.run_history AS h
-     WHERE h.run_id = retry.run_id
-       AND h.finished_at = (SELECT max(l.finished_at) FROM {schema}.run_history AS l WHERE l.run_id = retry.run_id)
+     WHERE h.run_id = retry_with.run_id
+       AND h.finished_at = (SELECT max(l.finished_at) FROM {schema}.run_history AS l WHERE l.run_id = retry_with.run_id)
        AND {schema}.caller_sees(h.project_id)
     RETURNING * INTO old;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'no run has the id %', retry.run_id USING ERRCODE = 'no_data_found';
+        RAISE EXCEPTION 'no run has the id %', retry_with.run_id USING ERRCODE = 'no_data_found';
     END IF;
     INSERT INTO {schema}.runs (run_id, project_id, kind, payload, priority, max_attempts, timeout, expires_at,
         idempotency_key, concurrency_key, is_shadow, headers)
-    VALUES (old.run_id, old.project_id, old.kind, old.payload, old.priority, old.max_attempts, old.timeout,
-        CASE WHEN old.expires_at > now() THEN old.expires_at END, old.idempotency_key, old.concurrency_key,
+    VALUES (old.run_id, old.project_id, old.kind, coalesce(retry_with.payload, old.payload), old.priority, old.max_attempts,
+        old.timeout, CASE WHEN old.expires_at > now() THEN old.expires_at END, old.idempotency_key, old.concurrency_key,
         old.is_shadow AND old.shadow_by IS DISTINCT FROM 'worker', old.headers);
-    UPDATE {schema}.runs AS r SET created_at = old.created_at, lease_token = old.lease_token, errors = old.errors
+    UPDATE {schema}.runs AS r
+       SET created_at = old.created_at, lease_token = old.lease_token, errors = old.errors, replay_of = old.replay_of
      WHERE r.run_id = old.run_id;
     RETURN old.run_id;
 EXCEPTION
     WHEN unique_violation THEN
-        RAISE EXCEPTION 'run % can''t be retried while another run holds its id or its idempotency key', retry.run_id
+        RAISE EXCEPTION 'run % can''t be retried while another run holds its id or its idempotency key', retry_with.run_id
             USING ERRCODE = 'object_not_in_prerequisite_state';
+END $$;
+
+-- A settled run once more, as a run of its own: a new id, and none of the idempotency key, which is the first one's. What
+-- is replayed stays as it is.
+CREATE FUNCTION {schema}.replay(run_id uuid, payload jsonb DEFAULT NULL) RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    again uuid := {schema}.uuid7();
+BEGIN
+    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = replay.run_id AND {schema}.caller_sees(r.project_id)) THEN
+        RAISE EXCEPTION 'run % is live', replay.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Only a settled run can be replayed.';
+    END IF;
+    INSERT INTO {schema}.runs (run_id, project_id, kind, payload, priority, max_attempts, timeout, expires_at,
+        concurrency_key, is_shadow, headers)
+    SELECT again, h.project_id, h.kind, coalesce(replay.payload, h.payload), h.priority, h.max_attempts, h.timeout,
+           CASE WHEN h.expires_at > now() THEN h.expires_at END, h.concurrency_key,
+           h.is_shadow AND h.shadow_by IS DISTINCT FROM 'worker', h.headers
+      FROM {schema}.run_history AS h
+     WHERE h.run_id = replay.run_id AND {schema}.caller_sees(h.project_id)
+     ORDER BY h.finished_at DESC LIMIT 1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'no run has the id %', replay.run_id USING ERRCODE = 'no_data_found';
+    END IF;
+    UPDATE {schema}.runs AS r SET replay_of = replay.run_id WHERE r.run_id = again;
+    RETURN again;
 END $$;
 
 -- Deletes a settled run for good.
