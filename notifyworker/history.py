@@ -86,7 +86,9 @@ async def retention_list(store: Store, on: Queryable) -> list[Row]:
 async def retention_set(store: Store, on: Queryable, days: int | None, kind: str | None, project_id: str | None) -> None:
     """Keep settled runs of a kind, a project or a kind of a project for so many days; None: as long as all others. Raises InvalidRun."""
     if kind is None and project_id is None:
-        raise InvalidRun("kind", "name a kind, a project_id or both", hint="of all runs: notifyworker config set history_retention_days")
+        raise InvalidRun(
+            "kind", "name a kind, a project_id or both", hint="of all runs: notifyworker config set history_retention_days"
+        )
     for name, value in (("kind", kind), ("project_id", project_id)):
         if value is not None:
             check_text(name, value, 200)

@@ -2,7 +2,7 @@
 Insert many runs: by COPY, batch by batch, so that neither the runs nor what they are read from is held in memory.
 
 Runs with an idempotency key go by an INSERT instead, since COPY knows no ON CONFLICT: where a key is taken, that is no
-error, and the id is that of the run which holds it.
+error, and the id is that of the run which holds it. So do all of them where projects are separated.
 """
 
 import contextlib
@@ -75,9 +75,10 @@ async def pour(
     async with contextlib.AsyncExitStack() as whole:
         if not in_batches:
             await whole.enter_async_context(connection.transaction())
+        may_copy = (await connection.fetch(store.statement("may_copy"), timeout=_DEADLINE_S))[0]["may_copy"]
         done = 0
         async for batch in _batched(runs):
-            ids, existing = await _inserted(store, connection, batch, done)
+            ids, existing = await _inserted(store, connection, batch, done, may_copy=may_copy)
             done += len(batch)
             took(ids, existing)
 
@@ -104,9 +105,11 @@ async def _batched(runs: AsyncIterable[NewRun]) -> AsyncIterator[list[NewRun]]:
         yield batch
 
 
-async def _inserted(store: Store, connection: Connection, batch: list[NewRun], before: int) -> tuple[list[UUID], int]:
-    keyed = [n for n, run in enumerate(batch) if run.idempotency_key is not None]
-    plain = [n for n, run in enumerate(batch) if run.idempotency_key is None]
+async def _inserted(
+    store: Store, connection: Connection, batch: list[NewRun], before: int, *, may_copy: bool
+) -> tuple[list[UUID], int]:
+    plain = [n for n, run in enumerate(batch) if run.idempotency_key is None and may_copy]
+    others = [n for n, run in enumerate(batch) if run.idempotency_key is not None or not may_copy]
     ids: dict[int, UUID] = {}
     existing = 0
     # Of COPY's ids and times the default of run_at is asked for: it is that of a transaction.
@@ -118,9 +121,9 @@ async def _inserted(store: Store, connection: Connection, batch: list[NewRun], b
                 found = _LINE.search(error.context or "")
                 raise _told(error, before + plain[int(found[1]) - 1] if found else None) from error
             ids.update(zip(plain, copied, strict=True))
-        if keyed:
-            given, existing = await _insert_keyed(store, connection, batch, keyed, before)
-            ids.update(zip(keyed, given, strict=True))
+        if others:
+            given, existing = await _insert(store, connection, batch, others, before)
+            ids.update(zip(others, given, strict=True))
     return [ids[n] for n in range(len(batch))], existing
 
 
@@ -163,15 +166,15 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-async def _insert_keyed(
-    store: Store, connection: Connection, batch: Sequence[NewRun], keyed: Sequence[int], before: int
+async def _insert(
+    store: Store, connection: Connection, batch: Sequence[NewRun], which: Sequence[int], before: int
 ) -> tuple[list[UUID], int]:
-    wanted = [batch[n] for n in keyed]
+    wanted = [batch[n] for n in which]
     try:
         async with connection.transaction():
             given = await store.runs_insert(connection, wanted)
     except REFUSALS as error:
-        raise _told(error, before + keyed[await _place_of_refusal(store, connection, wanted)]) from error
+        raise _told(error, before + which[await _place_of_refusal(store, connection, wanted)]) from error
     ids: list[UUID] = []
     for run, (run_id, _) in zip(wanted, given, strict=True):
         # None: the key's holder is another row of these, which is there by now.

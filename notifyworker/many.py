@@ -68,7 +68,12 @@ class Many(Connected):
         return so_far
 
     async def cancel_many(
-        self, *, everything: bool = False, dry_run: bool = False, told: Callable[[Tally], None] = lambda _so_far: None, **which: Any
+        self,
+        *,
+        everything: bool = False,
+        dry_run: bool = False,
+        told: Callable[[Tally], None] = lambda _so_far: None,
+        **which: Any,
     ) -> Tally:
         """
         Cancel all live runs that fit: `kind`, `project_id`, `state`, `created_after`, `created_before` (now, by default).
@@ -79,7 +84,12 @@ class Many(Connected):
         return await self._steer("cancel", which, everything=everything, dry_run=dry_run, told=told)
 
     async def retry_many(
-        self, *, everything: bool = False, dry_run: bool = False, told: Callable[[Tally], None] = lambda _so_far: None, **which: Any
+        self,
+        *,
+        everything: bool = False,
+        dry_run: bool = False,
+        told: Callable[[Tally], None] = lambda _so_far: None,
+        **which: Any,
     ) -> Tally:
         """
         Put all settled runs that fit back to pending: `kind`, `project_id`, `state` (failed, by default), `error_code`,
@@ -103,9 +113,7 @@ class Many(Connected):
         Of the `newest` so many that fit `kind`, `project_id`, `error_code`, `finished_after` and `finished_before`.
         """
         check_integer("newest", newest, 1, 1_000_000)
-        rows = await bulk.failed_groups(
-            self._store, await self._connected(), history.history_filter(**which), newest=newest
-        )
+        rows = await bulk.failed_groups(self._store, await self._connected(), history.history_filter(**which), newest=newest)
         return [dict(row) for row in rows]
 
     async def replay(self, run_id: UUID | str, payload: Any = None) -> UUID:

@@ -9,10 +9,13 @@ from notifyworker.cli import version
 from notifyworker.cli.bench import bench
 from notifyworker.cli.demo import demo
 from notifyworker.cli.doctor import doctor, healthcheck
+from notifyworker.cli.failed import failed
+from notifyworker.cli.history import export, prune, retention_list, retention_set
+from notifyworker.cli.many import cancel_many, enqueue_many, retry_many
 from notifyworker.cli.pauses import pause, pauses, resume
-from notifyworker.cli.runs import cancel, enqueue, retry, runs_list, show
+from notifyworker.cli.runs import cancel, enqueue, replay, retry, runs_list, show
 from notifyworker.cli.schedules import schedules_delete, schedules_list, schedules_pause, schedules_put, schedules_resume
-from notifyworker.cli.schema import config_set, migrate, prune, schema
+from notifyworker.cli.schema import config_set, migrate, schema
 from notifyworker.cli.status import status
 from notifyworker.cli.worker import dev, worker
 
@@ -34,23 +37,28 @@ def make_app() -> App:
         exit_on_error=False,
         print_error=False,
     )
-    runs = App(name="runs", help="List, show, cancel and retry runs.")
-    _add(runs, list=runs_list, show=show, cancel=cancel, retry=retry)
+    runs = App(name="runs", help="List, show, cancel, retry and replay runs.")
+    _add(runs, list=runs_list, show=show, cancel=cancel, retry=retry, replay=replay)
+    _add(runs, cancel_many=cancel_many, retry_many=retry_many)
+    retention = App(name="retention", help="How long settled runs of kinds and projects are kept.")
+    _add(retention, list=retention_list, set=retention_set)
     schedules = App(name="schedules", help="Runs that are inserted by the clock.")
     _add(schedules, list=schedules_list, put=schedules_put, pause=schedules_pause, resume=schedules_resume)
     _add(schedules, delete=schedules_delete)
     config = App(name="config", help="Settings that hold for the whole fleet.")
     _add(config, set=config_set)
     _add(app, demo=demo, dev=dev, worker=worker, migrate=migrate, schema=schema)
-    _add(app, enqueue=enqueue, runs=runs, status=status, doctor=doctor, healthcheck=healthcheck)
+    _add(app, enqueue=enqueue, enqueue_many=enqueue_many)
+    _add(app, runs=runs, failed=failed, status=status, doctor=doctor, healthcheck=healthcheck)
     _add(app, schedules=schedules, pause=pause, resume=resume, pauses=pauses)
-    _add(app, config=config, prune=prune, bench=bench)
+    _add(app, config=config, retention=retention, prune=prune, export=export, bench=bench)
     return app
 
 
 def _add(app: App, **commands: App | Callable[..., Any]) -> None:
-    """Add commands; their order is that of a newcomer, not of the alphabet."""
-    for name, command in commands.items():
+    """Add commands; their order is that of a newcomer, not of the alphabet. An underscore stands for a hyphen."""
+    for underscored, command in commands.items():
+        name = underscored.replace("_", "-")
         place = len(list(app)) + 1
         if isinstance(command, App):
             command.sort_key = place

@@ -28,6 +28,7 @@ _LIST = (
     output.Column("error", "error_code"),
 )
 RunId = Annotated[str, Parameter(name="ID", help="The run's id.")]
+Payload = Annotated[str | None, Parameter(help="JSON in place of its payload; - reads stdin.", **_HYPHEN)]
 
 
 async def enqueue(
@@ -136,14 +137,31 @@ async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOpti
     _steered_told(wanted, state, json=json)
 
 
-async def retry(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
+async def retry(
+    run_id: RunId, /, *, payload: Payload = None, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS
+) -> None:
     """Put a settled run back to pending."""
     from notifyworker.cli.database import opened
 
-    wanted = _uuid(run_id)
+    wanted, another = _uuid(run_id), _another(payload)
     async with opened(database) as db:
-        await _steered(db, wanted, "retry")
+        await _steered(db, wanted, "retry", another)
     _steered_told(wanted, "pending", json=json)
+
+
+async def replay(
+    run_id: RunId, /, *, payload: Payload = None, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS
+) -> None:
+    """Insert a settled run once more, as a run of its own, and print its id. The settled one stays as it is."""
+    from notifyworker.cli.database import opened
+
+    wanted, another = _uuid(run_id), _another(payload)
+    async with opened(database) as db:
+        again = await _steered(db, wanted, "replay", another)
+    if json:
+        output.document({"run_id": again, "replay_of": wanted})
+    else:
+        output.line(again)
 
 
 async def _insert(new: Any, database: DatabaseOptions) -> tuple[UUID, bool]:
@@ -161,16 +179,14 @@ async def _insert(new: Any, database: DatabaseOptions) -> tuple[UUID, bool]:
             raise refused(error) from None
 
 
-async def _steered(db: "Database", run_id: UUID, verb: Literal["cancel", "retry"]) -> str:
-    import asyncpg
+async def _steered(db: "Database", run_id: UUID, verb: Literal["cancel", "retry", "replay"], payload: str | None = None) -> str:
+    from notifyworker.given import Conflicts
 
-    call = db.store.run_cancel if verb == "cancel" else db.store.run_retry
-    try:
-        return str(await call(db.connection, run_id))
-    except asyncpg.NoDataFoundError:
-        raise RunNotFound(run_id) from None
-    except asyncpg.ObjectNotInPrerequisiteStateError as error:
-        raise RunConflict(str(error.args[0]), hint=error.hint) from None
+    with Conflicts(run_id):
+        if verb == "cancel":
+            return await db.store.run_cancel(db.connection, run_id)
+        call = db.store.run_retry if verb == "retry" else db.store.run_replay
+        return str(await call(db.connection, run_id, payload))
 
 
 def _steered_told(run_id: UUID, state: str, *, json: bool) -> None:
@@ -182,6 +198,14 @@ def _steered_told(run_id: UUID, state: str, *, json: bool) -> None:
 
 def _attempts(run: Mapping[str, Any]) -> str:
     return f"{run['attempt']}/{run['max_attempts'] or '-'}"
+
+
+def _another(payload: str | None) -> str | None:
+    from notifyworker.given import new_payload
+
+    if payload is None:
+        return None
+    return new_payload(_json("payload", sys.stdin.buffer.read() if payload == "-" else payload))
 
 
 def _json(name: str, text: str | bytes) -> Any:

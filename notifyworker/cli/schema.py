@@ -1,4 +1,4 @@
-"""The commands that change an installation: migrate, remove, configure and prune it."""
+"""The commands that change an installation: migrate, remove and configure it."""
 
 import re
 import sys
@@ -89,25 +89,6 @@ async def _write_setting(db: "Database", name: str, value: float) -> None:
     except asyncpg.CheckViolationError:
         message = f"{name}: {value:.15g} is out of range"
         raise SettingsError(message) from None
-
-
-async def prune(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
-    """Drop the days of settled runs that are older than history_retention_days. The leader does so by itself."""
-    import asyncpg
-
-    from notifyworker.cli.database import opened
-
-    async with opened(database) as db:
-        try:
-            with output.busy(f"pruning the history in the schema {db.schema}"):
-                dropped = await db.store.drop_expired_partitions(db.connection)
-        except asyncpg.LockNotAvailableError:
-            message = "somebody is reading the history, and nothing may be dropped meanwhile; nothing was"
-            raise NotifyWorkerError(message, hint="try again later") from None
-    if json:
-        output.document({"dropped": dropped})
-    else:
-        output.line(f"dropped {dropped} day{'' if dropped == 1 else 's'} of settled runs")
 
 
 async def _remove(database: DatabaseOptions, *, yes: bool, json: bool) -> None:

@@ -15,6 +15,7 @@ from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.auth import Guard
 from notifyworker.http.body import SMALL_BYTES, read_object
 from notifyworker.http.events import Events
+from notifyworker.http.many import Many
 from notifyworker.http.observed import Observed
 from notifyworker.http.openapi import document
 from notifyworker.http.overview import overview
@@ -32,7 +33,7 @@ _PRODUCERS = frozenset(NewRun.__dataclass_fields__)
 _SYSTEMS = frozenset(
     {
         "state", "attempt", "lease_owner", "lease_token", "lease_expires_at", "created_at", "started_at", "finished_at",
-        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by",
+        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by", "replay_of",
     }
 )  # fmt: skip
 
@@ -58,10 +59,10 @@ class Routes:
             web.post("/runs", self.insert),
             web.get("/runs/{run_id}", self.run),
             web.post("/runs/{run_id}/cancel", self.cancel),
-            web.post("/runs/{run_id}/retry", self.retry),
             web.get("/leases", self.leases),
             web.get("/reaper", self.reaper),
             web.get("/workers", self.workers),
+            *Many(self._worker, self._pool).table(),
             *Pauses(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
@@ -153,14 +154,6 @@ class Routes:
         with Conflicts(run_id):
             state = await self._store.run_cancel(self._pool, run_id)
         return json_answer({"run_id": run_id, "state": state})
-
-    async def retry(self, request: web.Request) -> web.Response:
-        """Put a settled run back to pending."""
-        run_id = run_id_of(request)
-        Query(request, _NOTHING)
-        with Conflicts(run_id):
-            await self._store.run_retry(self._pool, run_id)
-        return json_answer({"run_id": run_id, "state": "pending"})
 
     # The fleet.
 
