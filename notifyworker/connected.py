@@ -53,7 +53,7 @@ class Connected:
             try:
                 yield connection  # type: ignore[misc]  # a proxy of one
             except BaseException as error:  # cut, cancelled, or a standby now: never to be used again
-                if isinstance(error, DatabaseError | asyncio.CancelledError) and not is_of_use(error):
+                if isinstance(error, (*DatabaseError, asyncio.CancelledError)) and not is_of_use(error):
                     connection.terminate()
                 raise
 

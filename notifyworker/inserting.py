@@ -176,9 +176,12 @@ async def _insert(
     except REFUSALS as error:
         raise _told(error, before + which[await _place_of_refusal(store, connection, wanted)]) from error
     ids: list[UUID] = []
-    for run, (run_id, _) in zip(wanted, given, strict=True):
-        # None: the key's holder is another row of these, which is there by now.
-        ids.append(run_id or (await store.run_insert(connection, run))[0])
+    for n, (run_id, _) in zip(which, given, strict=True):
+        # None: the key's holder is another row of these, which is there by now; or the id is taken, which this will tell.
+        try:
+            ids.append(run_id or (await store.run_insert(connection, batch[n]))[0])
+        except REFUSALS as error:
+            raise _told(error, before + n) from error
     return ids, sum(existing for _, existing in given)
 
 

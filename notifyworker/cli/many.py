@@ -32,7 +32,10 @@ DryRun = Annotated[bool, Parameter(help="Only say how many it would be.", negati
 
 
 async def enqueue_many(
-    file: Annotated[str, Parameter(name="FILE", help="JSON lines, each an object of a run's columns; - reads stdin.")],
+    file: Annotated[
+        str,
+        Parameter(name="FILE", help="JSON lines, each an object of a run's columns; - reads stdin.", allow_leading_hyphen=True),
+    ],
     /,
     *,
     kind: Annotated[str | None, Parameter(help="Each line is the payload of a run of this kind.")] = None,

@@ -17,7 +17,7 @@ class ParquetFile:
 
     def __init__(self, file: IO[bytes]) -> None:
         try:
-            import pyarrow as pa
+            import pyarrow as pa  # type: ignore[import-untyped]
             from pyarrow import parquet
         except ImportError:
             message = "Parquet needs pyarrow, which is not installed"

@@ -76,7 +76,7 @@ class Many:
             which = bulk.new_filter(verb, given, everything=everything)
             behind = None if cursor is None else cursor_id(cursor)
             if dry_run:
-                done = {"done": 0, "skipped": 0, "last": None}
+                done: dict[str, Any] = {"done": 0, "skipped": 0, "last": None}
             else:
                 done = dict(await bulk.step(self._store, self._pool, verb, which, behind=behind, limit=limit))
             remaining = await bulk.matching(self._store, self._pool, verb, which, cap=COUNTED)
