@@ -2,13 +2,17 @@
 -- between two has lost nothing, and goes on by calling again. No call waits for a run that somebody has locked: that one
 -- is passed over.
 
--- The live runs that fit, in the order of their ids. Null: any.
+-- The live runs that fit, in the order of their ids. Null: any. Read along an index in that order, and never sorted: each
+-- batch goes on where the last one ended.
 CREATE FUNCTION {schema}.live_matching(
     kind text DEFAULT NULL, project_id text DEFAULT NULL, state text DEFAULT NULL, created_after timestamptz DEFAULT NULL,
     created_before timestamptz DEFAULT NULL, behind uuid DEFAULT NULL, max_runs integer DEFAULT NULL
 ) RETURNS SETOF uuid
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_sort = off AS $$
 #variable_conflict use_column
+DECLARE
+    sees_all boolean := NOT (SELECT c.relrowsecurity FROM pg_class AS c WHERE c.oid = '{schema}.runs'::regclass);
 BEGIN
     RETURN QUERY
     SELECT r.run_id FROM {schema}.runs AS r
@@ -18,7 +22,7 @@ BEGIN
        AND (live_matching.state IS NULL OR r.state = live_matching.state)
        AND (live_matching.created_after IS NULL OR r.created_at >= live_matching.created_after)
        AND (live_matching.created_before IS NULL OR r.created_at < live_matching.created_before)
-       AND {schema}.caller_sees(r.project_id)
+       AND (sees_all OR {schema}.caller_sees(r.project_id))
      ORDER BY r.run_id LIMIT live_matching.max_runs;
 END $$;
 
@@ -59,15 +63,17 @@ BEGIN
     last := CASE WHEN cardinality(ids) = cancel_runs.max_runs THEN ids[cancel_runs.max_runs] END;
 END $$;
 
--- The settled runs that fit, in the order of their ids; of an id that was given out twice only the later run, as with
--- retry(). `error` is what failed_groups() shows.
+-- The settled runs that fit, in the same way. `error` is what failed_groups() shows.
 CREATE FUNCTION {schema}.settled_matching(
     kind text DEFAULT NULL, project_id text DEFAULT NULL, state text DEFAULT 'failed', error_code text DEFAULT NULL,
     error text DEFAULT NULL, finished_after timestamptz DEFAULT NULL, finished_before timestamptz DEFAULT NULL,
     behind uuid DEFAULT NULL, max_runs integer DEFAULT NULL
 ) RETURNS TABLE (run_id uuid, finished_at timestamptz)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_sort = off AS $$
 #variable_conflict use_column
+DECLARE
+    sees_all boolean := NOT (SELECT c.relrowsecurity FROM pg_class AS c WHERE c.oid = '{schema}.runs'::regclass);
 BEGIN
     RETURN QUERY
     SELECT h.run_id, h.finished_at FROM {schema}.run_history AS h
@@ -79,13 +85,12 @@ BEGIN
        AND (settled_matching.finished_after IS NULL OR h.finished_at >= settled_matching.finished_after)
        AND (settled_matching.finished_before IS NULL OR h.finished_at < settled_matching.finished_before)
        AND (settled_matching.error IS NULL OR {schema}.error_line(h.errors) = settled_matching.error)
-       AND NOT EXISTS (SELECT FROM {schema}.run_history AS l WHERE l.run_id = h.run_id AND l.finished_at > h.finished_at)
-       AND {schema}.caller_sees(h.project_id)
+       AND (sees_all OR {schema}.caller_sees(h.project_id))
      ORDER BY h.run_id LIMIT settled_matching.max_runs;
 END $$;
 
 -- settled -> pending, as retry() does it. Skipped is a run that is locked, one whose id or idempotency key another run
--- holds, and one whose payload is larger than max_payload_bytes by now.
+-- holds, the earlier one of an id that was given out twice, and one whose payload is larger than max_payload_bytes by now.
 CREATE FUNCTION {schema}.retry_runs(
     kind text DEFAULT NULL, project_id text DEFAULT NULL, state text DEFAULT 'failed', error_code text DEFAULT NULL,
     error text DEFAULT NULL, finished_after timestamptz DEFAULT NULL, finished_before timestamptz DEFAULT NULL,
@@ -117,6 +122,8 @@ BEGIN
          WHERE octet_length(payload::text) <= max_bytes
            AND (idempotency_key IS NULL
                 OR coalesce({schema}.key_holder(project_id, kind, idempotency_key), run_id) = run_id)
+           AND NOT EXISTS (SELECT FROM {schema}.run_history AS l
+                            WHERE l.run_id = mine.run_id AND l.finished_at > mine.finished_at)
         ON CONFLICT DO NOTHING
         RETURNING run_id)
     SELECT coalesce(array_agg(run_id), '{}') INTO put FROM inserted;
@@ -153,7 +160,8 @@ CREATE FUNCTION {schema}.failed_groups(
     kind text DEFAULT NULL, project_id text DEFAULT NULL, error_code text DEFAULT NULL, finished_after timestamptz DEFAULT NULL,
     finished_before timestamptz DEFAULT NULL, newest integer DEFAULT 10000
 ) RETURNS SETOF {schema}.failed_group
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_sort = off AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
