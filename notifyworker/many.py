@@ -10,6 +10,7 @@ from notifyworker.connected import Connected
 from notifyworker.database import Queryable
 from notifyworker.given import Conflicts, as_dict, check_integer, new_payload, new_run, uuid_of
 from notifyworker.inserting import Inserted
+from notifyworker.trace import sending
 
 
 class Many(Connected):
@@ -38,9 +39,12 @@ class Many(Connected):
             ids.extend(given)
             told(len(ids))
 
-        runs = inserting.checked(payloads, lambda payload: new_run(kind, payload, **columns))
-        async with self._one(connection) as one:
-            await inserting.pour(self._store, one, runs, in_batches=in_batches, took=took)
+        with sending(kind, columns.get("headers")) as (headers, sent):
+            columns |= {"headers": headers}
+            runs = inserting.checked(payloads, lambda payload: new_run(kind, payload, **columns))
+            async with self._one(connection) as one:
+                await inserting.pour(self._store, one, runs, in_batches=in_batches, took=took)
+            sent.as_batch(len(ids))
         return ids
 
     async def enqueue_rows(

@@ -11,11 +11,13 @@ from notifyworker.cli.demo import demo
 from notifyworker.cli.doctor import doctor, healthcheck
 from notifyworker.cli.failed import failed
 from notifyworker.cli.history import export, prune, retention_list, retention_set
+from notifyworker.cli.limits import limits_list, limits_remove, limits_set
 from notifyworker.cli.many import cancel_many, enqueue_many, retry_many
 from notifyworker.cli.pauses import pause, pauses, resume
 from notifyworker.cli.runs import cancel, enqueue, replay, retry, runs_list, show
 from notifyworker.cli.schedules import schedules_delete, schedules_list, schedules_pause, schedules_put, schedules_resume
 from notifyworker.cli.schema import config_set, migrate, schema
+from notifyworker.cli.shares import shares_list, shares_set
 from notifyworker.cli.status import status
 from notifyworker.cli.worker import dev, worker
 
@@ -45,12 +47,16 @@ def make_app() -> App:
     schedules = App(name="schedules", help="Runs that are inserted by the clock.")
     _add(schedules, list=schedules_list, put=schedules_put, pause=schedules_pause, resume=schedules_resume)
     _add(schedules, delete=schedules_delete)
+    limits = App(name="limits", help="How many runs at once, and how many begin in a time.")
+    _add(limits, list=limits_list, set=limits_set, remove=limits_remove)
+    shares = App(name="shares", help="What part of the slots a project gets.")
+    _add(shares, list=shares_list, set=shares_set)
     config = App(name="config", help="Settings that hold for the whole fleet.")
     _add(config, set=config_set)
     _add(app, demo=demo, dev=dev, worker=worker, migrate=migrate, schema=schema)
     _add(app, enqueue=enqueue, enqueue_many=enqueue_many)
     _add(app, runs=runs, failed=failed, status=status, doctor=doctor, healthcheck=healthcheck)
-    _add(app, schedules=schedules, pause=pause, resume=resume, pauses=pauses)
+    _add(app, schedules=schedules, limits=limits, pause=pause, resume=resume, pauses=pauses, shares=shares)
     _add(app, config=config, retention=retention, prune=prune, export=export, bench=bench)
     return app
 

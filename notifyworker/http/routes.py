@@ -15,6 +15,7 @@ from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.auth import Guard
 from notifyworker.http.body import SMALL_BYTES, read_object
 from notifyworker.http.events import Events
+from notifyworker.http.limits import Limits
 from notifyworker.http.many import Many
 from notifyworker.http.observed import Observed
 from notifyworker.http.openapi import document
@@ -24,6 +25,7 @@ from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
+from notifyworker.http.shares import Shares
 from notifyworker.store import NewRun, Row
 
 _NOTHING = frozenset[str]()
@@ -34,6 +36,7 @@ _SYSTEMS = frozenset(
     {
         "state", "attempt", "lease_owner", "lease_token", "lease_expires_at", "created_at", "started_at", "finished_at",
         "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by", "replay_of",
+        "waits_for", "is_limited",
     }
 )  # fmt: skip
 
@@ -64,7 +67,9 @@ class Routes:
             web.get("/workers", self.workers),
             *Many(self._worker, self._pool).table(),
             *Pauses(self._worker, self._pool).table(),
+            *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
+            *Shares(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
             web.get("/openapi.json", self.openapi),

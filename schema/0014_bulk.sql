@@ -37,6 +37,9 @@ DECLARE
     ids         uuid[];
     mine        uuid[];
     was_running uuid[];
+    was_limited uuid[];
+    projects    text[];  -- of those that had a key and were not waiting for it
+    keys        text[];
 BEGIN
     ids := ARRAY(SELECT {schema}.live_matching(cancel_runs.kind, cancel_runs.project_id, cancel_runs.state,
         cancel_runs.created_after, cancel_runs.created_before, cancel_runs.behind, cancel_runs.max_runs));
@@ -55,7 +58,18 @@ BEGIN
             concurrency_key, payload, headers, errors, progress
           FROM gone
     )
-    SELECT count(*), array_agg(run_id) FILTER (WHERE state = 'running') INTO done, was_running FROM gone;
+    SELECT count(*), array_agg(run_id) FILTER (WHERE state = 'running'), array_agg(run_id) FILTER (WHERE is_limited),
+           array_agg(project_id) FILTER (WHERE concurrency_key IS NOT NULL AND state = 'pending' AND waits_for IS NULL),
+           array_agg(concurrency_key) FILTER (WHERE concurrency_key IS NOT NULL AND state = 'pending' AND waits_for IS NULL)
+      INTO done, was_running, was_limited, projects, keys FROM gone;
+    IF was_limited IS NOT NULL THEN  -- their keys and places stay taken until their handlers have ended
+        DELETE FROM {schema}.places AS p WHERE p.run_id = ANY (was_limited) AND p.place >= 1000000;
+        UPDATE {schema}.places AS p SET lingers = true WHERE p.run_id = ANY (was_limited);
+    END IF;
+    IF keys IS NOT NULL THEN  -- it may have been their turn
+        PERFORM {schema}.end_wait(k.project_id, k.key, count(*)::integer)
+           FROM unnest(projects, keys) AS k (project_id, key) GROUP BY k.project_id, k.key;
+    END IF;
     IF was_running IS NOT NULL AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('{name}', 'cancel:' || stopped::text) FROM unnest(was_running) AS stopped;
     END IF;
