@@ -17,6 +17,7 @@ import asyncpg
 import pytest
 from servers import as_role, eventually
 from test_cli import call, refused, start
+from test_concurrency import insert, ledger  # noqa: F401 - a fixture
 from test_failed import row, settled_run
 from test_http import Caller, ask  # noqa: F401 - a fixture
 from test_roles import login
@@ -386,6 +387,28 @@ async def test_a_running_run_is_cancelled_in_its_handler(make_worker, connection
         assert await client.cancel_many(kind="a") == Tally(1, 0, 0)
         await asyncio.wait_for(ended.wait(), 5)
     assert (await row(connection, run_id))["state"] == "cancelled"
+
+
+async def test_a_key_goes_on_to_who_waits_for_it_once_the_handler_has_ended(make_worker, connection, ledger):  # noqa: F811
+    worker = make_worker()  # whose reaper would mend it after a minute
+    worker.handler("a")(ledger.handle)
+    async with worker:
+        (first,) = await insert(connection, key="x", waits=True)
+        await eventually(lambda: ledger.now["all",] == 1)
+        (second,) = await insert(connection, key="x")
+        await eventually(lambda: connection.fetchval("SELECT waits_for FROM notifyworker.runs WHERE run_id = $1", second))
+        await connection.execute("SELECT notifyworker.cancel_runs(state => 'running')")
+        await eventually(lambda: connection.fetchval("SELECT count(*) = 2 FROM notifyworker.run_history"))
+    assert ((await row(connection, first))["state"], (await row(connection, second))["state"]) == ("cancelled", "completed")
+    assert await connection.fetchval("SELECT count(*) FROM notifyworker.places") == 0
+
+
+async def test_a_turn_that_is_cancelled_goes_to_the_next(connection):
+    for kind in ("a", "b"):
+        await insert(connection, kind=kind, key="x")
+    await connection.execute("UPDATE notifyworker.runs SET waits_for = 'key' WHERE kind = 'b'")
+    await connection.execute("SELECT notifyworker.cancel_runs(kind => 'a')")
+    assert await connection.fetchval("SELECT waits_for IS NULL FROM notifyworker.runs WHERE kind = 'b'")
 
 
 async def test_what_is_locked_is_waited_for_by_nobody(dsn, connection):
