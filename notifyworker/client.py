@@ -12,7 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import Queryable
+from notifyworker.database import DatabaseError, Queryable, brief, is_refusal
 from notifyworker.errors import InvalidRun, RunNotFound, WaitTimeout
 from notifyworker.given import (
     REFUSALS,
@@ -32,10 +32,11 @@ from notifyworker.given import (
     uuid_of,
 )
 from notifyworker.many import Many
-from notifyworker.pause import Backoff
+from notifyworker.observe import log
 from notifyworker.run import TERMINAL, State
-from notifyworker.store import NewRun
+from notifyworker.store import Inserted, NewRun
 from notifyworker.trace import sending
+from notifyworker.waiting import Waiting
 
 
 class Client(Many):
@@ -46,20 +47,36 @@ class Client(Many):
     call takes part in the caller's own transaction instead.
     """
 
+    def __init__(self, dsn: str | None = None, *, schema: str | None = None) -> None:
+        super().__init__(dsn, schema=schema)
+        self._waiting = Waiting(self._listen_dsn, self._store)
+
+    async def close(self) -> None:
+        """Close the connections that this client opened."""
+        await self._waiting.close()
+        await super().close()
+
     async def enqueue(self, kind: str, payload: Any = None, *, connection: Queryable | None = None, **columns: Any) -> UUID:
         """
         Insert one run and return its id; with an idempotency key that another run holds, that run's id.
 
+        With `debounce` (seconds) a pending run of the key takes what is new, and is due so long from now, at most
+        `debounce_at_most` after it was enqueued; with `throttle` the key is held for so long from the first run on.
         Raises InvalidRun, naming the column.
         """
+        return (await self.insert(kind, payload, connection=connection, **columns)).run_id
+
+    async def insert(self, kind: str, payload: Any = None, *, connection: Queryable | None = None, **columns: Any) -> Inserted:
+        """As `enqueue`; also says what became of it: `new`, `existing` (another run holds the key) or `replaced` (debounced)."""
         with sending(kind, columns.get("headers")) as (headers, sent):
             new = new_run(kind, payload, **columns | {"headers": headers})
-            return sent.as_run((await self.insert(new, connection=connection))[0])
+            inserted = await self._insert(new, connection or await self._connected())
+            sent.as_run(inserted.run_id)
+            return inserted
 
-    async def insert(self, new: NewRun, *, connection: Queryable | None = None) -> tuple[UUID, bool]:
-        """As `enqueue`, of a run that was checked; the second value is True if the run was there already."""
+    async def _insert(self, new: NewRun, on: Queryable) -> Inserted:
         try:
-            return await self._store.run_insert(connection or await self._connected(), new)
+            return await self._store.run_insert(on, new)
         except REFUSALS as error:
             raise refused(error) from error
 
@@ -198,16 +215,25 @@ class Client(Many):
         """
         Return the run once it is settled. `timeout` in seconds.
 
-        Looks with growing pauses, at most every second. Raises WaitTimeout, RunNotFound.
+        Its settle tells, on a connection that this client opens for it and keeps while somebody waits; a look every 5 s makes
+        sure. Raises WaitTimeout, RunNotFound.
         """
-        backoff = Backoff(cap_s=1.0)
+        wanted = uuid_of("run_id", run_id)
         try:
             async with asyncio.timeout(timeout):
-                while True:
-                    run = await self.get(run_id)
-                    if run["state"] in TERMINAL:
-                        return run
-                    await asyncio.sleep(backoff.next_s())
+                run = await self.get(wanted)
+                if run["state"] in TERMINAL:
+                    return run
+                with self._waiting.of(wanted) as wait:
+                    while run["state"] not in TERMINAL:
+                        await wait.for_a_look()
+                        try:
+                            run = await self.get(wanted)
+                        except DatabaseError as error:
+                            if is_refusal(error):
+                                raise
+                            log.debug("wait_goes_on", run_id=str(wanted), error=brief(error))
+                    return run
         except TimeoutError:
             message = f"run {run_id} is not settled after {timeout} s"
             raise WaitTimeout(message) from None

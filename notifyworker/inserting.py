@@ -24,13 +24,14 @@ from notifyworker.store import NewRun, Store
 _BATCH_ROWS = 2000
 _BATCH_CHARACTERS = 8 * 2**20
 _DEADLINE_S = 60.0
-_COLUMNS = tuple(NewRun.__dataclass_fields__)
+_PACES = ("debounce", "debounce_at_most", "throttle")
+_COLUMNS = tuple(name for name in NewRun.__dataclass_fields__ if name not in _PACES)
 _LINE = re.compile(r"COPY \S+, line (\d+)")
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 @dataclass(frozen=True, slots=True)
-class Inserted:
+class Enqueued:
     """How many runs were inserted, and of how many another run held the idempotency key."""
 
     inserted: int = 0
@@ -43,9 +44,16 @@ async def checked(rows: Iterable[Any] | AsyncIterable[Any], make: Callable[[Any]
     async for row in _each(rows):
         place = next(places)
         try:
-            yield make(row)
+            run = _unpaced(make(row))
         except InvalidRun as error:
             raise error.at(place) from None
+        yield run
+
+
+def _unpaced(run: NewRun) -> NewRun:
+    if paced := [name for name in _PACES if getattr(run, name) is not None]:
+        raise InvalidRun(paced[0], "is not for many at once", hint="enqueue them singly")
+    return run
 
 
 def run_of(row: Any) -> NewRun:

@@ -9,7 +9,7 @@ from notifyworker.bulk import Tally, Verb
 from notifyworker.connected import Connected
 from notifyworker.database import Queryable
 from notifyworker.given import Conflicts, as_dict, check_integer, new_payload, new_run, uuid_of
-from notifyworker.inserting import Inserted
+from notifyworker.inserting import Enqueued
 from notifyworker.trace import sending
 
 
@@ -53,18 +53,18 @@ class Many(Connected):
         *,
         connection: Queryable | None = None,
         in_batches: bool = False,
-        told: Callable[[Inserted], None] = lambda _so_far: None,
-    ) -> Inserted:
+        told: Callable[[Enqueued], None] = lambda _so_far: None,
+    ) -> Enqueued:
         """
         Insert a run a mapping of a producer's columns, `kind` among them; as `enqueue_many`, but for the ids, which it forgets.
 
         So it takes as many runs as there are, in the memory of 2,000.
         """
-        so_far = Inserted()
+        so_far = Enqueued()
 
         def took(ids: list[UUID], existing: int) -> None:
             nonlocal so_far
-            so_far = Inserted(so_far.inserted + len(ids) - existing, so_far.existing + existing)
+            so_far = Enqueued(so_far.inserted + len(ids) - existing, so_far.existing + existing)
             told(so_far)
 
         async with self._one(connection) as one:

@@ -25,7 +25,7 @@ from test_roles import login
 from notifyworker import Client, InvalidRun, Run
 from notifyworker.bulk import Filter, Tally, steer, step
 from notifyworker.cli.many import _run
-from notifyworker.inserting import Inserted
+from notifyworker.inserting import Enqueued
 from notifyworker.store import Store
 
 PAGE = Path(__file__).parents[1] / "docs" / "bulk.md"
@@ -83,7 +83,7 @@ async def test_every_column_arrives_as_it_was_given(db, any_dsn):
     async with Client(any_dsn) as client:
         ids = await client.enqueue_many("a\\N\t", TRICKY, **columns)
         assert [(await client.get(run_id))["payload"] for run_id in ids] == [*TRICKY[:13], {}, *TRICKY[14:]]
-        assert await client.enqueue_rows([{"kind": "b", "run_id": row_id}, {"kind": "b"}]) == Inserted(2, 0)
+        assert await client.enqueue_rows([{"kind": "b", "run_id": row_id}, {"kind": "b"}]) == Enqueued(2, 0)
     one = await row(db, ids[0])
     assert {name: one[name] for name in columns if name != "headers"} == {n: v for n, v in columns.items() if n != "headers"}
     assert (one["kind"], json.loads(one["headers"]), one["state"]) == ("a\\N\t", columns["headers"], "pending")
@@ -115,7 +115,7 @@ async def test_what_is_read_is_not_held(dsn, connection):
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert told == Inserted(1100, 0)
+    assert told == Enqueued(1100, 0)
     assert await connection.fetchval(COUNT) == 1101
     assert peak < 50 * 2**20  # a batch of 8 MB, as rows and as lines
     assert len(seen) > 10
@@ -134,6 +134,7 @@ async def test_what_is_read_is_not_held(dsn, connection):
         (1, {"payload": 1}, "kind"),
         (5000, {"kind": "a", "colour": "red"}, "colour"),
         (3, "a", "row"),
+        (7, {"kind": "a", "idempotency_key": "k", "throttle": 5}, "throttle"),
     ],
 )
 async def test_a_bad_row_is_told_by_its_place_and_its_field(dsn, connection, place, wrong, field, in_batches):  # noqa: PLR0917
@@ -159,7 +160,7 @@ async def test_a_key_that_is_taken_is_the_holders_id_and_no_error(db, any_dsn):
             {"kind": "a", "idempotency_key": "new"},
             {"kind": "a"},
         ]
-        assert await client.enqueue_rows(rows) == Inserted(2, 3)
+        assert await client.enqueue_rows(rows) == Enqueued(2, 3)
         assert await client.enqueue_many("a", [1, 2], idempotency_key="live") == [held, held]
         assert await client.enqueue_many("a", [1], idempotency_key="settled") == [settled]
     assert await db.fetchval(COUNT) == 3
@@ -201,7 +202,7 @@ async def test_a_producer_needs_no_more_than_its_role(db, any_dsn):
     async with login(any_dsn, "notifyworker_producer") as (name, _session):
         async with Client(as_role(any_dsn, name, name)) as client:
             assert len(await client.enqueue_many("a", range(2500))) == 2500
-            assert await client.enqueue_rows([{"kind": "a", "idempotency_key": "k"}] * 2) == Inserted(1, 1)
+            assert await client.enqueue_rows([{"kind": "a", "idempotency_key": "k"}] * 2) == Enqueued(1, 1)
         await db.execute("SELECT notifyworker.separate_projects(), notifyworker.bind_role($1, 'mine')", name)
         async with Client(as_role(any_dsn, name, name)) as client:  # where COPY is refused
             assert len(await client.enqueue_many("a", range(2500), project_id="mine")) == 2500
@@ -401,6 +402,29 @@ async def test_a_key_goes_on_to_who_waits_for_it_once_the_handler_has_ended(make
         await eventually(lambda: connection.fetchval("SELECT count(*) = 2 FROM notifyworker.run_history"))
     assert ((await row(connection, first))["state"], (await row(connection, second))["state"]) == ("cancelled", "completed")
     assert await connection.fetchval("SELECT count(*) FROM notifyworker.places") == 0
+
+
+async def test_what_changed_its_state_meanwhile_is_left(connection):
+    """Between being found and being locked."""
+    await fill(connection, 2)
+    await connection.execute("""CREATE OR REPLACE FUNCTION notifyworker.live_matching(kind text DEFAULT NULL, project_id text DEFAULT NULL,
+        state text DEFAULT NULL, created_after timestamptz DEFAULT NULL, created_before timestamptz DEFAULT NULL,
+        behind uuid DEFAULT NULL, max_runs integer DEFAULT NULL) RETURNS SETOF uuid LANGUAGE sql AS
+        'UPDATE notifyworker.runs SET state = ''running'', attempt = 1, max_attempts = 3, lease_token = 1, lease_owner = ''w'',
+            lease_expires_at = now(), started_at = now() WHERE run_id = (SELECT run_id FROM notifyworker.runs LIMIT 1);
+         SELECT run_id FROM notifyworker.runs'""")
+    found = await connection.fetchrow("SELECT * FROM notifyworker.cancel_runs(state => 'pending')")
+    assert (found["done"], found["skipped"]) == (1, 1)
+    assert await states(connection) == {"running": 1, "cancelled": 1}
+
+
+async def test_who_waits_for_a_run_hears_of_its_cancel(dsn, connection):
+    async with Client(dsn) as client:
+        run_id = await client.enqueue("a")
+        waiting = asyncio.create_task(client.wait(run_id, timeout=20))
+        await eventually(lambda: connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.waiters)"))
+        await connection.execute("SELECT notifyworker.cancel_runs()")
+        assert (await waiting)["state"] == "cancelled"
 
 
 async def test_a_turn_that_is_cancelled_goes_to_the_next(connection):

@@ -173,6 +173,15 @@ async def test_where_a_run_comes_from_stays_with_it_through_its_life(db):
         await db.execute("INSERT INTO notifyworker.runs (kind, replay_of) VALUES ('a', $1)", origin)
 
 
+def test_every_statement_that_settles_a_run_takes_its_origin_along():
+    texts = [file.read_text() for folder in ("schema", "notifyworker/sql") for file in (PAGE.parents[1] / folder).glob("*.sql")]
+    moves = [
+        columns for text in texts for columns in re.findall(r"INSERT INTO \{schema\}\.run_history \((.*?)\)", text, re.DOTALL)
+    ]
+    assert len(moves) >= 6
+    assert [columns for columns in moves if "replay_of" not in columns] == []
+
+
 async def test_a_run_that_was_made_a_shadow_run_by_a_worker_is_replayed_as_its_producer_made_it(db):
     for is_shadow, by, expected in ((True, "worker", False), (True, None, True), (False, None, False)):
         run_id = await settled_run(db, "completed")

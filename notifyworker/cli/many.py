@@ -57,13 +57,13 @@ async def enqueue_many(
     if from_line < 1:
         message = f"--from-line must be at least 1, not {from_line}"
         raise SettingsError(message)
-    so_far = inserting.Inserted()
+    so_far = inserting.Enqueued()
     async with opened(database, check=False) as db:
         with _lines(file) as lines:
 
             def took(ids: "list[UUID]", existing: int) -> None:
                 nonlocal so_far
-                so_far = inserting.Inserted(so_far.inserted + len(ids) - existing, so_far.existing + existing)
+                so_far = inserting.Enqueued(so_far.inserted + len(ids) - existing, so_far.existing + existing)
                 lines.done()
 
             runs = inserting.checked(lines.each(from_line), lambda line: _run(line, kind, project_id))
@@ -86,8 +86,8 @@ async def cancel_many(
     kind: Kind = None,
     project_id: Project = None,
     state: Annotated[Literal["pending", "running"] | None, Parameter(help="[default: both].", group=_WHICH)] = None,
-    created_after: Annotated[str | None, Parameter(help="Inserted then or later; RFC 3339.", group=_WHICH)] = None,
-    created_before: Annotated[str | None, Parameter(help="Inserted before then [default: now].", group=_WHICH)] = None,
+    created_after: Annotated[str | None, Parameter(help="Enqueued then or later; RFC 3339.", group=_WHICH)] = None,
+    created_before: Annotated[str | None, Parameter(help="Enqueued before then [default: now].", group=_WHICH)] = None,
     all: All = False,  # noqa: A002 - the option's name
     dry_run: DryRun = False,
     json: Json = False,

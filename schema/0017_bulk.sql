@@ -73,6 +73,9 @@ BEGIN
     IF was_running IS NOT NULL AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('{name}', 'cancel:' || stopped::text) FROM unnest(was_running) AS stopped;
     END IF;
+    IF EXISTS (SELECT FROM {schema}.waiters) THEN
+        PERFORM {schema}.tell_waiters(mine);
+    END IF;
     skipped := cardinality(ids) - done;
     last := CASE WHEN cardinality(ids) = cancel_runs.max_runs THEN ids[cancel_runs.max_runs] END;
 END $$;
