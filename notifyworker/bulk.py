@@ -109,7 +109,7 @@ async def steer(
 
 async def step(store: Store, on: Queryable, verb: Verb, which: Filter, *, behind: UUID | None, limit: int) -> Row:
     """One batch: how many were done and skipped, and `last`, the id behind which to go on, None at the end."""
-    statement = store.statement(f"{verb}_runs")
+    statement = store.sql(f"{verb}_runs")
     for tries_left in reversed(range(_TRIES)):
         try:
             return (await on.fetch(statement, *_arguments(verb, which), behind, limit))[0]
@@ -123,7 +123,7 @@ async def step(store: Store, on: Queryable, verb: Verb, which: Filter, *, behind
 
 async def matching(store: Store, on: Queryable, verb: Verb, which: Filter, *, cap: int | None = None) -> int:
     """How many fit now; counted up to `cap`."""
-    return int((await on.fetch(store.statement(f"{verb}_runs_count"), *_arguments(verb, which), cap))[0]["runs"])
+    return int((await on.fetch(store.sql(f"{verb}_runs_count"), *_arguments(verb, which), cap))[0]["runs"])
 
 
 def _arguments(verb: Verb, which: Filter) -> tuple[Any, ...]:
@@ -133,4 +133,4 @@ def _arguments(verb: Verb, which: Filter) -> tuple[Any, ...]:
 async def failed_groups(store: Store, on: Queryable, which: Filter, *, newest: int = 10_000) -> list[Row]:
     """Failed runs by kind, code and error, of the `newest` so many; `run_id` is the one that failed last."""
     arguments = (which.kind, which.project_id, which.error_code, which.after, which.before, newest)
-    return await on.fetch(store.statement("failed_groups"), *arguments)
+    return await on.fetch(store.sql("failed_groups"), *arguments)

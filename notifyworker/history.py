@@ -39,14 +39,14 @@ async def sweep(store: Store, on: Queryable, *, dry_run: bool = False) -> AsyncI
     for day in [*staying, None]:
         page: int | None = 0
         while page is not None:
-            row = (await on.fetch(store.statement("delete_expired"), day, page, _PAGES, dry_run))[0]
+            row = (await on.fetch(store.sql("delete_expired"), day, page, _PAGES, dry_run))[0]
             page = row["next_page"]
             yield Swept(day, row["deleted"], row["all_pages"] if page is None else page, row["all_pages"])
 
 
 async def ended_days(store: Store, on: Queryable) -> list[Row]:
     """Return days of which something may be over, and whether each can be dropped as a whole."""
-    return await on.fetch(store.statement("ended_days"))
+    return await on.fetch(store.sql("ended_days"))
 
 
 class Sweeper:
@@ -61,7 +61,7 @@ class Sweeper:
     async def go_on(self, on: Queryable, *, seconds: float = 1.0) -> bool:
         """Sweep for so long at most; True if there is more. After an error the next call begins anew."""
         if self._steps is None:
-            state = (await on.fetch(self._store.statement("retention_state")))[0]["state"]
+            state = (await on.fetch(self._store.sql("retention_state")))[0]["state"]
             if state == self._state:
                 return False
             self._state, self._steps, self.deleted = state, sweep(self._store, on), 0
@@ -80,7 +80,7 @@ class Sweeper:
 
 async def retention_list(store: Store, on: Queryable) -> list[Row]:
     """Return the retentions of kinds and projects; None: every one."""
-    return await on.fetch(store.statement("retention_list"))
+    return await on.fetch(store.sql("retention_list"))
 
 
 async def retention_set(store: Store, on: Queryable, days: int | None, kind: str | None, project_id: str | None) -> None:
@@ -94,7 +94,7 @@ async def retention_set(store: Store, on: Queryable, days: int | None, kind: str
             check_text(name, value, 200)
     if days is not None:
         check_integer("days", days, 1, 36500)
-    await on.fetch(store.statement("retention_set"), days, kind, project_id)
+    await on.fetch(store.sql("retention_set"), days, kind, project_id)
 
 
 def history_filter(**given: Any) -> Filter:
@@ -121,7 +121,7 @@ async def read(store: Store, connection: Connection, which: Filter, *, rows: int
     """
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         await connection.execute(_READING)
-        cursor = await connection.cursor(store.statement("history_read"), *astuple(which)[:6], timeout=_CURSOR_S)
+        cursor = await connection.cursor(store.sql("history_read"), *astuple(which)[:6], timeout=_CURSOR_S)
         while chunk := await cursor.fetch(rows, timeout=_CURSOR_S):
             yield chunk
 

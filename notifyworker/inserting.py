@@ -83,7 +83,7 @@ async def pour(
     async with contextlib.AsyncExitStack() as whole:
         if not in_batches:
             await whole.enter_async_context(connection.transaction())
-        may_copy = (await connection.fetch(store.statement("may_copy"), timeout=_DEADLINE_S))[0]["may_copy"]
+        may_copy = (await connection.fetch(store.sql("may_copy"), timeout=_DEADLINE_S))[0]["may_copy"]
         done = 0
         async for batch in _batched(runs):
             ids, existing = await _inserted(store, connection, batch, done, may_copy=may_copy)
@@ -137,7 +137,7 @@ async def _inserted(
 
 async def _copy(store: Store, connection: Connection, batch: Sequence[NewRun]) -> list[UUID]:
     """As text and not as asyncpg's records: what codecs a connection of the user's has is no matter then."""
-    fresh = await connection.fetch(store.statement("fresh_ids"), len(batch), timeout=_DEADLINE_S)
+    fresh = await connection.fetch(store.sql("fresh_ids"), len(batch), timeout=_DEADLINE_S)
     ids = [run.run_id or UUID(row["run_id"]) for run, row in zip(batch, fresh, strict=True)]
     run_at = str(fresh[0]["run_at"])
     lines = "".join(_line(run, run_id, run_at) for run, run_id in zip(batch, ids, strict=True))

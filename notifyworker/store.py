@@ -125,8 +125,8 @@ class Store:
             if file.name.endswith(".sql")
         }
 
-    def statement(self, name: str) -> str:
-        """Return sql/<name>.sql, for this schema: what deals with many runs has the modules bulk, inserting and history."""
+    def sql(self, name: str) -> str:
+        """Return a statement, for the stores of single topics beside this one."""
         return self._sql[name]
 
     # The life of a run, in its order.
@@ -263,9 +263,9 @@ class Store:
         """Pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
         return str((await on.fetch(self._sql["run_cancel"], run_id))[0]["state"])
 
-    async def run_retry(self, on: Queryable, run_id: UUID, payload: str | None = None) -> UUID:
-        """Settled -> pending, with another payload if one is given. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
-        retried: UUID = (await on.fetch(self._sql["run_retry_with"], run_id, payload))[0]["run_id"]
+    async def run_retry(self, on: Queryable, run_id: UUID, from_step: int | None = None, payload: str | None = None) -> UUID:
+        """Settled -> pending, with another payload if one is given. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError, InvalidParameterValueError."""
+        retried: UUID = (await on.fetch(self._sql["run_retry"], run_id, from_step, payload))[0]["run_id"]
         return retried
 
     async def run_replay(self, on: Queryable, run_id: UUID, payload: str | None = None) -> UUID:

@@ -125,44 +125,51 @@ BEGIN
 END $$;
 
 -- A settled run goes back to pending under the same id. The lease token is carried along, so that no worker of an
--- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands.
-CREATE FUNCTION {schema}.retry(run_id uuid) RETURNS uuid
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    RETURN {schema}.retry_with(retry.run_id, NULL);
-END $$;
-
--- The same with another payload, where one is given: what made the run fail may have been the old one.
-CREATE FUNCTION {schema}.retry_with(run_id uuid, payload jsonb) RETURNS uuid
+-- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands. Its steps (0017) are executed
+-- again as well; with from_step only those from this position on, and one more than are recorded keeps all.
+-- With a payload that one takes the place of the old.
+CREATE FUNCTION {schema}.retry(run_id uuid, from_step integer DEFAULT NULL, payload jsonb DEFAULT NULL) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    old {schema}.run_history;
+    old   {schema}.run_history;
+    steps integer;
 BEGIN
-    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry_with.run_id AND {schema}.caller_sees(r.project_id)) THEN
-        RAISE EXCEPTION 'run % is live', retry_with.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
+    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry.run_id AND {schema}.caller_sees(r.project_id)) THEN
+        RAISE EXCEPTION 'run % is live', retry.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Only a settled run can be retried.';
     END IF;
     DELETE FROM {schema}.run_history AS h
-     WHERE h.run_id = retry_with.run_id
-       AND h.finished_at = (SELECT max(l.finished_at) FROM {schema}.run_history AS l WHERE l.run_id = retry_with.run_id)
+     WHERE h.run_id = retry.run_id
+       AND h.finished_at = (SELECT max(l.finished_at) FROM {schema}.run_history AS l WHERE l.run_id = retry.run_id)
        AND {schema}.caller_sees(h.project_id)
     RETURNING * INTO old;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'no run has the id %', retry_with.run_id USING ERRCODE = 'no_data_found';
+        RAISE EXCEPTION 'no run has the id %', retry.run_id USING ERRCODE = 'no_data_found';
     END IF;
     INSERT INTO {schema}.runs (run_id, project_id, kind, payload, priority, max_attempts, timeout, expires_at,
         idempotency_key, concurrency_key, is_shadow, headers)
-    VALUES (old.run_id, old.project_id, old.kind, coalesce(retry_with.payload, old.payload), old.priority, old.max_attempts,
+    VALUES (old.run_id, old.project_id, old.kind, coalesce(retry.payload, old.payload), old.priority, old.max_attempts,
         old.timeout, CASE WHEN old.expires_at > now() THEN old.expires_at END, old.idempotency_key, old.concurrency_key,
         old.is_shadow AND old.shadow_by IS DISTINCT FROM 'worker', old.headers);
     UPDATE {schema}.runs AS r
        SET created_at = old.created_at, lease_token = old.lease_token, errors = old.errors, replay_of = old.replay_of
      WHERE r.run_id = old.run_id;
+    IF from_step IS NOT NULL THEN
+        SELECT coalesce(max(s.position), 0) INTO steps FROM {schema}.steps AS s
+         WHERE s.run_id = old.run_id AND s.run_created_at = old.created_at AND s.error IS NULL;
+        IF from_step < 1 OR from_step > steps + 1 THEN
+            RAISE EXCEPTION 'from_step must be between 1 and %, not %', steps + 1, from_step
+                USING ERRCODE = 'invalid_parameter_value', COLUMN = 'from_step',
+                      HINT = format('%s of its steps are recorded; one more than that keeps them all.', steps);
+        END IF;
+    END IF;
+    DELETE FROM {schema}.steps AS s
+     WHERE s.run_id = old.run_id AND s.run_created_at = old.created_at AND s.position >= coalesce(from_step, 1);
     RETURN old.run_id;
 EXCEPTION
     WHEN unique_violation THEN
-        RAISE EXCEPTION 'run % can''t be retried while another run holds its id or its idempotency key', retry_with.run_id
+        RAISE EXCEPTION 'run % can''t be retried while another run holds its id or its idempotency key', retry.run_id
             USING ERRCODE = 'object_not_in_prerequisite_state';
 END $$;
 
@@ -193,7 +200,7 @@ BEGIN
     RETURN again;
 END $$;
 
--- Deletes a settled run for good.
+-- Deletes a settled run for good, with all that is kept of it.
 CREATE FUNCTION {schema}.forget(run_id uuid) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -206,6 +213,10 @@ BEGIN
         DELETE FROM {schema}.idempotency_keys AS k USING gone
          WHERE k.project_id = gone.project_id AND k.kind = gone.kind AND k.idempotency_key = gone.idempotency_key
            AND k.run_id = gone.run_id AND k.expires_at IS NOT NULL
+    ), of_steps AS (
+        DELETE FROM {schema}.steps AS s USING gone WHERE s.run_id = gone.run_id AND s.run_created_at = gone.created_at
+    ), of_log AS (
+        DELETE FROM {schema}.run_logs AS l USING gone WHERE l.run_id = gone.run_id AND l.run_created_at = gone.created_at
     )
     SELECT EXISTS (SELECT FROM gone) INTO was_there;
     IF was_there THEN

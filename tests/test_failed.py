@@ -194,7 +194,7 @@ async def test_a_run_that_was_made_a_shadow_run_by_a_worker_is_replayed_as_its_p
 
 async def test_what_cant_be_replayed_is_told(db, any_dsn):
     live = await db.fetchval("INSERT INTO notifyworker.runs (kind) VALUES ('a') RETURNING run_id")
-    for call_of in ("replay($1)", "retry_with($1, '1')"):
+    for call_of in ("replay($1)", "retry($1, payload => '1')"):
         with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="is live"):
             await db.execute(f"SELECT notifyworker.{call_of}", live)
         with pytest.raises(asyncpg.NoDataFoundError, match=str(NOBODY)):
@@ -211,7 +211,7 @@ async def test_a_role_sees_and_replays_its_own_project_alone(db, any_dsn):
     async with login(any_dsn, "notifyworker_operator") as (name, session):
         await db.execute("SELECT notifyworker.separate_projects(), notifyworker.bind_role($1, 'mine')", name)
         assert [g["run_id"] for g in await session.fetch("SELECT * FROM notifyworker.failed_groups()")] == [mine]
-        for call_of in ("replay($1)", "retry_with($1, '1')"):
+        for call_of in ("replay($1)", "retry($1, payload => '1')"):
             with pytest.raises(asyncpg.NoDataFoundError):
                 await session.execute(f"SELECT notifyworker.{call_of}", others)
         assert await session.fetchval("SELECT notifyworker.replay($1)", mine)

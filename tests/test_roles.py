@@ -24,7 +24,6 @@ FUNCTIONS = {
     "cancel('{live}')": {"worker", "operator"},
     "retry('{settled}')": {"worker", "operator"},
     "forget('{settled}')": {"operator"},
-    "retry_with('{settled}', '{{}}')": {"worker", "operator"},
     "replay('{settled}')": {"worker", "operator"},
     "cancel_runs()": {"worker", "operator"},
     "retry_runs()": {"worker", "operator"},
@@ -104,6 +103,11 @@ ACTIONS = {
     "INSERT INTO notifyworker.retention (kind, days) VALUES ('a', 1)": set[str](),
     "DELETE FROM notifyworker.retention": set[str](),
     "SELECT * FROM notifyworker.schedules": READS,
+    "SELECT * FROM notifyworker.steps": READS,
+    "DELETE FROM notifyworker.steps": {"worker"},
+    "UPDATE notifyworker.steps SET name = 'other'": {"worker"},
+    "SELECT * FROM notifyworker.run_logs": READS,
+    "DELETE FROM notifyworker.run_logs": {"worker"},
     "SELECT * FROM notifyworker.limits": READS,
     "SELECT * FROM notifyworker.places": READS,
     "SELECT * FROM notifyworker.rates": READS,
@@ -336,7 +340,7 @@ async def test_definers_rights_are_used_where_needed_and_every_path_is_pinned(db
         "key_holder", "take_key", "keep_key", "pause", "resume", "set_limit", "remove_limit", "place_freed", "mend_limits",
         "set_share",
         "expect", "expect_no_more", "complete",
-        "retry_with", "replay", "cancel_runs", "retry_runs", "live_matching", "settled_matching", "set_retention", "ended_days",
+        "replay", "cancel_runs", "retry_runs", "live_matching", "settled_matching", "set_retention", "ended_days",
         "delete_expired",
     }  # fmt: skip
     for row in rows:

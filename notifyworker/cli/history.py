@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from notifyworker.cli.database import Database
     from notifyworker.store import Row
 
+_FORGOTTEN = 5000  # steps or logs a statement
 _RETENTION = (
     output.Column("kind", "kind"),
     output.Column("project", "project_id"),
@@ -31,11 +32,17 @@ async def prune(*, dry_run: DryRun = False, json: Json = False, database: Databa
     import asyncpg
 
     from notifyworker.cli.database import opened
+    from notifyworker.run_log_store import RunLogStore
+    from notifyworker.step_store import StepStore
 
     async with opened(database) as db:
         try:
             dropped = await _droppable(db) if dry_run else await db.store.drop_expired_partitions(db.connection)
             deleted = await _swept(db, dry_run=dry_run)
+            while not dry_run and await StepStore(db.store).steps_forget(db.connection, limit=_FORGOTTEN) == _FORGOTTEN:
+                continue
+            while not dry_run and await RunLogStore(db.store).run_logs_forget(db.connection, limit=_FORGOTTEN) == _FORGOTTEN:
+                continue
         except asyncpg.LockNotAvailableError:
             message = "somebody is reading the history, and nothing may be dropped meanwhile; nothing was"
             raise NotifyWorkerError(message, hint="try again later") from None

@@ -8,12 +8,11 @@ from aiohttp import web
 from notifyworker import bulk, history
 from notifyworker.bulk import Verb
 from notifyworker.errors import InvalidRun
-from notifyworker.given import Conflicts, check_integer, new_payload
+from notifyworker.given import Conflicts, check_from_step, check_integer, new_payload
 from notifyworker.http.answer import json_answer
 from notifyworker.http.body import read_object
 from notifyworker.http.observed import Observed
 from notifyworker.http.pool import Pool
-from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, cursor_id, cursor_of, run_id_of
 
 _NOTHING = frozenset[str]()
@@ -41,17 +40,18 @@ class Many:
         ]
 
     async def retry(self, request: web.Request) -> web.Response:
-        """Put a settled run back to pending, with another payload if one is given."""
+        """Put a settled run back to pending, from its beginning or from one of its steps, with another payload if one is given."""
         run_id = run_id_of(request)
-        payload = await _payload(request)
+        payload, from_step = await _given(request, frozenset({"payload", "from_step"}))
+        check_from_step(from_step)
         with Conflicts(run_id):
-            await self._store.run_retry(self._pool, run_id, payload)
+            await self._store.run_retry(self._pool, run_id, from_step, payload)
         return json_answer({"run_id": run_id, "state": "pending"})
 
     async def replay(self, request: web.Request) -> web.Response:
         """Insert a settled run once more, as a run of its own."""
         run_id = run_id_of(request)
-        payload = await _payload(request)
+        payload, _ = await _given(request, frozenset({"payload"}))
         with Conflicts(run_id):
             again = await self._store.run_replay(self._pool, run_id, payload)
         return json_answer({"run_id": again, "replay_of": run_id}, status=201, headers={"Location": f"/runs/{again}"})
@@ -107,12 +107,11 @@ class Many:
         return json_answer({"retention": [dict(row) for row in rows], "history_retention_days": days})
 
 
-async def _payload(request: web.Request) -> str | None:
-    """Return what takes the place of the payload; None without a body, or without one in it."""
+async def _given(request: web.Request, known: frozenset[str]) -> tuple[str | None, Any]:
+    """Return what takes the place of the payload, and from_step; None without a body, or without one in it."""
     Query(request, _NOTHING)
-    if not await request.read():
-        return None
-    given = await read_object(request)
-    if unknown := sorted(set(given) - {"payload"}):
-        raise Problem.of(unknown[0], "there is no such field; there is: payload")
-    return await asyncio.to_thread(new_payload, given["payload"]) if "payload" in given else None
+    given = await read_object(request) if await request.read() else {}
+    if unknown := sorted(set(given) - known):
+        raise InvalidRun(unknown[0], "there is no such field", hint=f"there are: {', '.join(sorted(known))}")
+    payload = await asyncio.to_thread(new_payload, given["payload"]) if "payload" in given else None
+    return payload, given.get("from_step")

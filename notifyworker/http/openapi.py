@@ -8,6 +8,7 @@ from typing import Any
 
 from notifyworker.http.many import MAX_BATCH
 from notifyworker.http.query import CURSOR, DEFAULT_LIMIT, MAX_LIMIT
+from notifyworker.journal import MAX_STEPS
 from notifyworker.run import State
 
 Json = dict[str, Any]
@@ -65,6 +66,16 @@ _RUN: Json = {
     "result": _ANYTHING, "effects": _ANYTHING, "error_code": _or_null(_TEXT), "settled_by": _or_null(_TEXT),
     "replay_of": _or_null(_UUID),
     "waits_for": _or_null({"type": "string", "enum": ["key"]}), "key_held_by": _or_null({"type": "array", "items": _UUID}),
+}  # fmt: skip
+
+_STEP: Json = {
+    "position": _INTEGER, "name": _TEXT, "attempt": _INTEGER, "is_shadow": _FLAG, "started_at": _MOMENT, "finished_at": _MOMENT,
+    "error": _or_null(_TEXT), "result_bytes": _or_null(_INTEGER), "result": _ANYTHING,
+}  # fmt: skip
+
+_LOG: Json = {
+    "attempt": _INTEGER, "lease_token": _INTEGER, "written_at": _MOMENT, "cut": _INTEGER, "lost_after": _or_null(_MOMENT),
+    "lines": {"type": "array", "items": {"type": "object"}},
 }  # fmt: skip
 
 _LEASE: Json = {
@@ -181,10 +192,16 @@ _SCHEDULE: Json = {
     "next": {"type": "array", "items": _MOMENT},
 }  # fmt: skip
 
+_FROM_STEP: Json = {
+    "type": "integer", "minimum": 1, "maximum": MAX_STEPS + 1,
+    "description": "the first step that is executed again; from the beginning where it is left out",
+}  # fmt: skip
+_RETRY: Json = {"from_step": _or_null(_FROM_STEP), "payload": _NEW_RUN["payload"]}
 _NEW_SHARE: Json = {"project_id": _NAME, "weight": {"type": "number", "minimum": 0.001, "maximum": 1000}}
 _SHARE: Json = {"project_id": _TEXT, "weight": _NUMBER, "changed_at": _MOMENT, "running": _INTEGER}
 
 _SCHEMAS: Json = {
+    "Retry": _object(_RETRY, optional=frozenset(_RETRY), closed=True),
     "CancelBatch": _object(_CANCEL_BATCH, optional=frozenset(_CANCEL_BATCH), closed=True),
     "RetryBatch": _object(_RETRY_BATCH, optional=frozenset(_RETRY_BATCH), closed=True),
     "BatchDone": _object(_BATCH_DONE),
@@ -202,6 +219,9 @@ _SCHEMAS: Json = {
     ),
     "NewRun": _object(_NEW_RUN, optional=frozenset(_NEW_RUN) - {"kind"}, closed=True),
     "Run": _object(_RUN),
+    "RunInFull": _object(
+        {**_RUN, "steps": {"type": "array", "items": _object(_STEP)}, "log": {"type": "array", "items": _object(_LOG)}}
+    ),
     "Health": _object({"status": {"type": "string", "enum": ["ok", "failing"]}, "reasons": {"type": "array", "items": _TEXT}}),
 }
 
@@ -272,7 +292,7 @@ def _of_many() -> Json:
         return {"application/json": {"schema": _ref(name)}}
 
     return {
-        "/runs/{run_id}/retry": _steered("retry_run", "put a settled run back to pending", body=payload, needs_body=False),
+        "/runs/{run_id}/retry": _steered("retry_run", "put a settled run back to pending", body=batch("Retry"), needs_body=False),
         "/runs/{run_id}/replay": {
             "post": _operation(
                 "replay_run", "insert a settled run once more", again, parameters=[_RUN_ID], body=payload, needs_body=False
@@ -328,7 +348,7 @@ def _paths() -> Json:
             "get": _shown("list_runs", "runs, newest first", _page("runs", _ref("Run")), [*filters, *_PAGING]),
             "post": _operation("insert_run", "insert one run", inserted, body=new_run),
         },
-        "/runs/{run_id}": {"get": _shown("get_run", "one run", _ref("Run"), [_RUN_ID])},
+        "/runs/{run_id}": {"get": _shown("get_run", "one run", _ref("RunInFull"), [_RUN_ID])},
         "/runs/{run_id}/cancel": _steered("cancel_run", "settle a pending or running run as cancelled"),
         **_of_many(),
         "/leases": {"get": _shown("list_leases", "who holds what", _page("leases", _object(_LEASE)), _PAGING)},

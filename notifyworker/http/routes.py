@@ -26,6 +26,8 @@ from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
 from notifyworker.http.shares import Shares
+from notifyworker.run_log_store import RunLogStore
+from notifyworker.step_store import StepStore
 from notifyworker.store import Inserted, NewRun, Row
 
 _NOTHING = frozenset[str]()
@@ -47,6 +49,8 @@ class Routes:
     def __init__(self, worker: Observed, pool: Pool, events: Events, guard: Guard) -> None:
         self._worker = worker
         self._store = worker.store
+        self._steps = StepStore(worker.store)
+        self._logs = RunLogStore(worker.store)
         self._pool = pool
         self._events = events
         self._guard = guard
@@ -138,7 +142,11 @@ class Routes:
         row = await self._store.run_get(self._pool, run_id)
         if row is None:
             raise RunNotFound(run_id)
-        return json_answer(shown(row))
+        steps = await self._steps.steps_list(self._pool, run_id, row["created_at"])
+        logged = await self._logs.run_logs_list(self._pool, run_id, row["created_at"])
+        more = {"steps": [shown(step) for step in steps], "log": [shown(lease) for lease in logged]}
+        body = await asyncio.to_thread(dumps, {**shown(row), **more})  # up to some megabytes
+        return web.Response(body=body, content_type="application/json")
 
     async def insert(self, request: web.Request) -> web.Response:
         """Insert one run, or name the one that holds the idempotency key."""

@@ -151,6 +151,7 @@ BEGIN
      WHERE r.run_id = p.run_id AND p.run_id = ANY (put);
     DELETE FROM {schema}.run_history AS h USING unnest(ids, times) AS p (run_id, finished_at)
      WHERE h.run_id = p.run_id AND h.finished_at = p.finished_at AND p.run_id = ANY (put);
+    DELETE FROM {schema}.steps AS s WHERE s.run_id = ANY (put);  -- they are executed again as well
     done := cardinality(put);
     skipped := cardinality(ids) - done;
     last := CASE WHEN cardinality(ids) = retry_runs.max_runs THEN ids[retry_runs.max_runs] END;

@@ -49,6 +49,7 @@ BEGIN
             ('worker', 'SELECT, DELETE ON {schema}.pauses'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
+            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.steps, {schema}.run_logs'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume, {schema}.set_limit, {schema}.remove_limit'),
             ('worker', 'SELECT, UPDATE ON {schema}.limits'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.places, {schema}.rates'),
@@ -76,7 +77,7 @@ BEGIN
            AND c.relname <> 'waiters'  -- of every project
         UNION ALL
         -- Many runs at once: for those who may steer one, and for those who read.
-        SELECT bound, 'EXECUTE ON FUNCTION {schema}.retry_with, {schema}.replay, {schema}.cancel_runs, {schema}.retry_runs, '
+        SELECT bound, 'EXECUTE ON FUNCTION {schema}.replay, {schema}.cancel_runs, {schema}.retry_runs, '
             '{schema}.set_retention' FROM (VALUES ('worker'), ('operator')) AS b (bound)
         UNION ALL
         SELECT bound, 'EXECUTE ON FUNCTION {schema}.failed_groups, {schema}.error_line, {schema}.live_matching, '
