@@ -396,6 +396,8 @@ async def test_no_search_path_of_the_caller_reaches_our_functions(db, any_dsn):
 
         for call in (call for call, who in FUNCTIONS.items() if who):
             ids = await facts(db)
+            if call.startswith("complete"):
+                continue  # of a running run alone: see above
             await session.execute(f"SELECT notifyworker.{call.replace('now()', 'pg_catalog.now()').format(**ids)}")
         await session.execute("INSERT INTO notifyworker.runs (kind) VALUES ('b')")
         await session.execute("SET search_path = pg_catalog")
