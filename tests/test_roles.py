@@ -244,6 +244,8 @@ async def may(session: asyncpg.Connection, statement: str) -> bool:
         await session.execute(statement)
     except REFUSED:
         return False
+    except asyncpg.ObjectNotInPrerequisiteStateError:  # it may, and the run is not in the state for it
+        return True
     finally:
         await transaction.rollback()
     return True
