@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
@@ -55,11 +56,13 @@ class Settings(BaseSettings):
     kinds: _Names = None
     concurrency: int = Field(10, ge=1, le=10_000)
     prefetch: int = Field(0, ge=0, le=10_000)
+    replaced_slots: int = Field(10, ge=0, le=10_000)
     priority_ageing_s: _Seconds | None = None
     processes: int | None = Field(None, ge=1, le=10_000)
     shadow: Literal["honour", "enforce"] = "honour"
 
     poll_interval_s: _Seconds = 5.0
+    progress_interval_s: float = Field(0.5, ge=0, le=3600, allow_inf_nan=False)
     lease_s: _Seconds = 60.0
     heartbeat_interval_s: _Seconds = 15.0
     reaper_interval_s: _Seconds = 60.0
@@ -106,6 +109,22 @@ class Settings(BaseSettings):
                 return Loaded()
             except ValidationError as error:
                 raise SettingsError(_told(error)) from None
+
+    @classmethod
+    def sources(cls, command_line: Mapping[str, Any] | None = None, keywords: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """Say of each setting where `load` takes it from: command line, environment, keyword or default."""
+        with _without_kubernetes_port():
+            said = EnvSettingsSource(cls)()
+        layers = _known(command_line or {}), said, _known(keywords or {})
+        found: dict[str, str] = {}
+        for field in cls.model_fields:
+            name = "schema" if field == "schema_name" else field
+            variable = f"NOTIFYWORKER_{name.upper()}"
+            told = ("command line", f"environment: {variable}", "keyword")
+            found[name] = next(
+                (t for t, layer in zip(told, layers, strict=True) if {field, name, variable} & set(layer)), "default"
+            )
+        return found
 
     @field_validator("project_ids", "kinds", mode="before")
     @classmethod
@@ -169,6 +188,11 @@ class Settings(BaseSettings):
     def lapse_s(self) -> float:
         """The age of the last renewal at which this worker has to end what it runs, or itself."""
         return _LAPSE * self.lease_s
+
+    @property
+    def names_a_database(self) -> bool:
+        """Whether anything says where the database is."""
+        return database_url(self.dsn) is not None
 
     def require_dsn(self) -> str:
         """Where the database is. Raises SettingsError if nothing says it."""

@@ -20,7 +20,7 @@ _SECRETS = re.compile(r"(://[^:/@\s]*:)(?P<url>\S*)@|(password=)(?P<word>[^\s&]+
 
 def main(tokens: Sequence[str] | None = None) -> NoReturn:
     """Do what the command line says and exit."""
-    tokens = sys.argv[1:] if tokens is None else tokens
+    tokens = _uncoloured(sys.argv[1:] if tokens is None else tokens)
     if secrets := _secrets_of(tokens):
         from notifyworker.cli.title import conceal
 
@@ -67,6 +67,15 @@ def version() -> str:
     from importlib import metadata
 
     return metadata.version("notifyworker")
+
+
+def _uncoloured(tokens: Sequence[str]) -> list[str]:
+    """Take `--no-color` out, wherever it stands, and do as NO_COLOR does."""
+    options = list(itertools.takewhile(lambda token: token != "--", tokens))  # noqa: S105 - an end of options
+    if "--no-color" not in options:
+        return list(tokens)
+    os.environ["NO_COLOR"] = "1"
+    return [token for token in options if token != "--no-color"] + list(tokens[len(options) :])  # noqa: S105
 
 
 def _secrets_of(tokens: Sequence[str]) -> list[str]:

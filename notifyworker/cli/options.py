@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 _LEADING = {"allow_leading_hyphen": True}  # a negative number is refused for its value, not for its looks
 
 Json: TypeAlias = Annotated[bool, Parameter(negative="", help="Print one JSON document.")]
+Watch: TypeAlias = Annotated[
+    bool, Parameter(negative="", help="Look again and again, until Ctrl-C; with --json one document a line.")
+]
+INTERVAL_S = 2.0
+Interval: TypeAlias = Annotated[float, Parameter(help="Seconds between two looks [default: 2].", **_LEADING)]
 
 
 @Parameter(name="*", group=Group("Database", sort_key=20))

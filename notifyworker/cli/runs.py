@@ -7,14 +7,17 @@ from uuid import UUID
 
 from cyclopts import Group, Parameter
 
-from notifyworker.cli import output
+from notifyworker.cli import DONE, output
+from notifyworker.cli.filters import NO_FILTER, Wanted
 from notifyworker.cli.options import NO_DATABASE_OPTIONS, DatabaseOptions, Json
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
 
 if TYPE_CHECKING:
     from notifyworker.cli.database import Database
+    from notifyworker.store import Inserted
 
 _HYPHEN = {"allow_leading_hyphen": True}  # refused for their values, not for their looks
+_LONGEST_WAIT_S = 366 * 86400.0
 _COLUMNS = Group("The run", sort_key=10)
 _LIST = (
     output.Column("run_id", "run_id"),
@@ -48,6 +51,15 @@ async def enqueue(
     idempotency_key: Annotated[
         str | None, Parameter(help="One live run a key; the id of the run that has it is printed.", group=_COLUMNS, **_HYPHEN)
     ] = None,
+    debounce: Annotated[
+        float | None, Parameter(help="Seconds: a pending run of the key takes this, and is due then.", group=_COLUMNS, **_HYPHEN)
+    ] = None,
+    debounce_at_most: Annotated[
+        float | None, Parameter(help="Seconds after its first enqueue: due at the latest.", group=_COLUMNS, **_HYPHEN)
+    ] = None,
+    throttle: Annotated[
+        float | None, Parameter(help="Seconds from the first run of the key on: no other.", group=_COLUMNS, **_HYPHEN)
+    ] = None,
     concurrency_key: Annotated[
         str | None, Parameter(help="Runs of a project with the same key never run side by side.", group=_COLUMNS, **_HYPHEN)
     ] = None,
@@ -55,10 +67,19 @@ async def enqueue(
     headers: Annotated[
         str | None, Parameter(help="A JSON object: trace context and your own.", group=_COLUMNS, **_HYPHEN)
     ] = None,
+    wait: Annotated[
+        bool, Parameter(negative="", help="Wait until it is settled, and print its result in place of its id.")
+    ] = False,
+    wait_s: Annotated[float | None, Parameter(help="Wait no longer than that, in seconds.", **_HYPHEN)] = None,
     json: Json = False,
     database: DatabaseOptions = NO_DATABASE_OPTIONS,
-) -> None:
-    """Insert one run and print its id."""
+) -> int:
+    """
+    Insert one run and print its id.
+
+    With --wait the exit code tells the outcome: 0 completed, 1 failed, 5 cancelled, 6 not settled within --wait-s. What
+    its handler reports as progress is shown meanwhile. Ctrl-C ends the waiting, and not the run.
+    """
     from notifyworker.given import new_run
 
     new = new_run(
@@ -71,22 +92,31 @@ async def enqueue(
         timeout=timeout,
         expires_at=expires_at,
         idempotency_key=idempotency_key,
+        debounce=debounce,
+        debounce_at_most=debounce_at_most,
+        throttle=throttle,
         concurrency_key=concurrency_key,
         is_shadow=shadow,
         headers=None if headers is None else _json("headers", headers),
     )
-    run_id, existing = await _insert(new, database)
+    if wait_s is not None and not 0 < wait_s <= _LONGEST_WAIT_S:
+        raise InvalidRun(field="wait_s", message=f"must be above 0 and at most {_LONGEST_WAIT_S:g}, not {wait_s:g}")
+    run_id, became = await _insert(new, database)
+    if wait or wait_s is not None:
+        from notifyworker.cli.wait import settled
+
+        return await settled(database, run_id, within_s=wait_s, json=json)
     if json:
-        output.document({"run_id": run_id, "existing": existing})
+        output.document({"run_id": run_id, "existing": became == "existing", "replaced": became == "replaced"})
     else:
         output.line(str(run_id))
+    return DONE
 
 
 async def runs_list(
     *,
-    state: Annotated[Literal["pending", "running", "completed", "failed", "cancelled"] | None, Parameter()] = None,
-    kind: str | None = None,
-    project_id: str | None = None,
+    wanted: Wanted = NO_FILTER,
+    before: Annotated[str | None, Parameter(help="The page behind this id.")] = None,
     limit: Annotated[int, Parameter(help="1 to 500 [default: 50].", **_HYPHEN)] = 50,
     json: Json = False,
     database: DatabaseOptions = NO_DATABASE_OPTIONS,
@@ -94,34 +124,43 @@ async def runs_list(
     """List runs, newest first."""
     from notifyworker.cli.database import opened
     from notifyworker.given import as_dict
+    from notifyworker.views import Views
 
     if not 1 <= limit <= 500:  # noqa: PLR2004 - as over HTTP
         raise InvalidRun(field="limit", message=f"must be between 1 and 500, not {limit}")
+    behind = None if before is None else _uuid(before, "before")
+    wanted.check()
     async with opened(database) as db:
-        rows = await db.store.runs_list(db.connection, state=state, kind=kind, project_id=project_id, limit=limit)
+        asked = await wanted.as_filter(db)
+        rows = await Views(db.schema).runs_find(db.connection, asked, before=behind, limit=limit)
     runs = [as_dict(row) for row in rows]
     if json:
         output.document({"runs": runs})
-    else:
-        output.table(_LIST, [{**run, "attempts": _attempts(run)} for run in runs], empty="no runs")
+        return
+    output.table(_LIST, [{**run, "attempts": _attempts(run)} for run in runs], empty="no runs")
+    if len(runs) == limit and sys.stdout.isatty():
+        output.say(f"more: --before {runs[-1]['run_id']}")
 
 
 async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
-    """Show one run, with its errors and progress."""
+    """Show one run: its columns, what happened to it and when, and its errors."""
     from notifyworker.cli.database import opened
+    from notifyworker.cli.timeline import timeline
     from notifyworker.given import as_dict
 
     wanted = _uuid(run_id)
     async with opened(database) as db:
         row = await db.store.run_get(db.connection, wanted)
+        now = await db.store.clock(db.connection)
     if row is None:
         raise RunNotFound(wanted)
     run = as_dict(row)
     if json:
         output.document(run)
         return
-    errors = run.pop("errors")
-    output.fields({name: value for name, value in run.items() if value not in (None, [], {})})
+    shown = {name: value for name, value in run.items() if value not in (None, [], {}) and name != "errors"}
+    output.blocks(output.Facts(shown), timeline(run, now))
+    errors = run["errors"]
     for error in errors if isinstance(errors, list) else [{"message": errors}]:
         output.line("")
         output.fields({f"errors.{name}": value for name, value in error.items() if name != "traceback"})
@@ -150,7 +189,7 @@ async def retry(run_id: RunId, /, *, json: Json = False, database: DatabaseOptio
     _steered_told(wanted, "pending", json=json)
 
 
-async def _insert(new: Any, database: DatabaseOptions) -> tuple[UUID, bool]:
+async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
     import asyncpg
 
     from notifyworker.cli.database import opened
@@ -197,8 +236,8 @@ def _json(name: str, text: str | bytes) -> Any:
         raise InvalidRun(name, str(error).replace("$", name, 1)) from None
 
 
-def _uuid(text: str) -> UUID:
+def _uuid(text: str, name: str = "run_id") -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise InvalidRun(field="run_id", message=f"must be a UUID, not {text!r:.100}") from None
+        raise InvalidRun(field=name, message=f"must be a UUID, not {text!r:.100}") from None

@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from notifyworker.http.answer import dumps
+from notifyworker.http.answer import dumps, shown
 from notifyworker.http.problem import Problem
 
 LISTENERS = 50
 QUEUE = 100  # events a listener
+PROGRESS_CHARACTERS = 8192  # longer, it is left out: GET /runs/{run_id} has it
 PING_S = 15.0
 WRITE_S = 30.0  # without taking anything: gone, or asleep
 
@@ -33,7 +34,9 @@ class Events:
 
     def publish(self, event: dict[str, object]) -> None:
         """Send to all. Never waits."""
-        text = b"event: run\ndata: " + dumps(event) + b"\n\n"
+        if len(str(event.get("progress", ""))) > PROGRESS_CHARACTERS:
+            event = {name: value for name, value in event.items() if name != "progress"}
+        text = b"event: run\ndata: " + dumps(shown(event)) + b"\n\n"
         for listener in self._listeners:
             listener.put(text)
 
