@@ -99,6 +99,8 @@ class Worker:
         *,
         timeout: float | timedelta | None = None,
         retry: Retry | None = None,
+        batch_size: int | None = None,
+        batch_wait_s: float | None = None,
         executor: Executor | None = None,
         memory_limit_bytes: int | None = None,
     ) -> Callable[[AnyHandler], AnyHandler]:
@@ -109,11 +111,22 @@ class Worker:
         pydantic model, dataclass, TypedDict or dict. A plain one is executed in a thread, or with `executor="process"` in
         a process of its own, which is killed when it takes longer than `timeout`, or more memory than
         `memory_limit_bytes`. Raises HandlerError.
+
+        With `batch_size` it takes `(runs, payloads)`, lists of up to so many runs, or of those that came within
+        `batch_wait_s` (0.05) seconds of the first. It returns None, or what each run returned as a mapping from the runs; an
+        exception in it counts as raised for that run, and one that the handler raises as raised for each.
         """
 
         def register(function: AnyHandler) -> AnyHandler:
             self._handlers.add(
-                kind, function, timeout=timeout, retry=retry or Retry(), executor=executor, memory_limit_bytes=memory_limit_bytes
+                kind,
+                function,
+                timeout=timeout,
+                retry=retry or Retry(),
+                batch_size=batch_size,
+                batch_wait_s=batch_wait_s,
+                executor=executor,
+                memory_limit_bytes=memory_limit_bytes,
             )
             return function
 

@@ -88,6 +88,7 @@ class Settings(BaseSettings):
     token: SecretStr | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    run_log_lines: int = Field(200, ge=0, le=1000)
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

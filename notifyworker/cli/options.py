@@ -100,6 +100,9 @@ class WorkerOptions(DatabaseOptions):
     token: Annotated[str | None, Parameter(help="What its clients must show. Better given as NOTIFYWORKER_TOKEN.")] = None
     tls_cert: Annotated[Path | None, Parameter(help="Its certificate with the chain, a PEM file [default: no TLS].")] = None
     tls_key: Annotated[Path | None, Parameter(help="The certificate's key, a PEM file without a password.")] = None
+    run_log_lines: Annotated[
+        int | None, Parameter(help="Lines of run.log kept with a run; 0: none [default: 200].", **_LEADING)
+    ] = None
     log_format: Annotated[
         Literal["auto", "console", "json"] | None, Parameter(help="Auto: JSON unless on a terminal [default: auto].")
     ] = None

@@ -1,7 +1,7 @@
 """The commands that insert, show and steer runs."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
@@ -29,6 +29,14 @@ _LIST = (
     output.Column("started", "started_at", spare=5),
     output.Column("finished", "finished_at", spare=4),
     output.Column("error", "error_code"),
+)
+_STEPS = (
+    output.Column("step", "position", "right"),
+    output.Column("name", "name"),
+    output.Column("attempt", "attempt", "right", spare=2),
+    output.Column("finished", "finished_at", spare=1),
+    output.Column("took", "took", "right", spare=3),
+    output.Column("result", "shown"),
 )
 RunId = Annotated[str, Parameter(name="ID", help="The run's id.")]
 
@@ -143,20 +151,24 @@ async def runs_list(
 
 
 async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
-    """Show one run: its columns, what happened to it and when, and its errors."""
+    """Show one run: its columns, what happened to it and when, its errors, steps and log."""
     from notifyworker.cli.database import opened
     from notifyworker.cli.timeline import timeline
     from notifyworker.given import as_dict
+    from notifyworker.run_log_store import RunLogStore
+    from notifyworker.step_store import StepStore
 
     wanted = _uuid(run_id)
     async with opened(database) as db:
         row = await db.store.run_get(db.connection, wanted)
+        if row is None:
+            raise RunNotFound(wanted)
+        steps = [as_dict(s) for s in await StepStore(db.store).steps_list(db.connection, wanted, row["created_at"])]
+        logged = [as_dict(lease) for lease in await RunLogStore(db.store).run_logs_list(db.connection, wanted, row["created_at"])]
         now = await db.store.clock(db.connection)
-    if row is None:
-        raise RunNotFound(wanted)
     run = as_dict(row)
     if json:
-        output.document(run)
+        output.document({**run, "steps": steps, "log": logged})
         return
     shown = {name: value for name, value in run.items() if value not in (None, [], {}) and name != "errors"}
     output.blocks(output.Facts(shown), timeline(run, now))
@@ -167,6 +179,14 @@ async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOption
         if trace := error.get("traceback"):
             for text in str(trace).splitlines():
                 output.line("  " + output.printable(text))
+    if steps:
+        output.line("")
+        output.table(_STEPS, [{**step, "took": _took(step), "shown": _step_result(step)} for step in steps])
+    for lease in logged:
+        output.line("")
+        output.line(f"log of attempt {lease['attempt']}, written {output.moment(lease['written_at'])}")
+        for text in _log_lines(lease):
+            output.line("  " + output.printable(text))
 
 
 async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
@@ -179,13 +199,24 @@ async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOpti
     _steered_told(wanted, state, json=json)
 
 
-async def retry(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
+async def retry(
+    run_id: RunId,
+    /,
+    *,
+    from_step: Annotated[
+        int | None, Parameter(help="The first step that is executed again [default: all are].", **_HYPHEN)
+    ] = None,
+    json: Json = False,
+    database: DatabaseOptions = NO_DATABASE_OPTIONS,
+) -> None:
     """Put a settled run back to pending."""
     from notifyworker.cli.database import opened
+    from notifyworker.given import check_from_step
 
     wanted = _uuid(run_id)
+    check_from_step(from_step)
     async with opened(database) as db:
-        await _steered(db, wanted, "retry")
+        await _steered(db, wanted, "retry", from_step)
     _steered_told(wanted, "pending", json=json)
 
 
@@ -204,12 +235,17 @@ async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
             raise refused(error) from None
 
 
-async def _steered(db: "Database", run_id: UUID, verb: Literal["cancel", "retry"]) -> str:
+async def _steered(db: "Database", run_id: UUID, verb: Literal["cancel", "retry"], from_step: int | None = None) -> str:
     import asyncpg
 
-    call = db.store.run_cancel if verb == "cancel" else db.store.run_retry
+    from notifyworker.given import refused
+
     try:
-        return str(await call(db.connection, run_id))
+        if verb == "cancel":
+            return await db.store.run_cancel(db.connection, run_id)
+        return str(await db.store.run_retry(db.connection, run_id, from_step))
+    except asyncpg.InvalidParameterValueError as error:
+        raise refused(error) from None
     except asyncpg.NoDataFoundError:
         raise RunNotFound(run_id) from None
     except asyncpg.ObjectNotInPrerequisiteStateError as error:
@@ -221,6 +257,27 @@ def _steered_told(run_id: UUID, state: str, *, json: bool) -> None:
         output.document({"run_id": run_id, "state": state})
     else:
         output.line(state)
+
+
+def _took(step: Mapping[str, Any]) -> str:
+    return output.age((step["finished_at"] - step["started_at"]).total_seconds())
+
+
+def _step_result(step: Mapping[str, Any]) -> str:
+    if step["error"] is not None:
+        return f"raised {step['error']}"
+    is_left_out = step["result"] is None and step["result_bytes"] is not None
+    return f"({step['result_bytes']} bytes)" if is_left_out else output.cell(step["result"])
+
+
+def _log_lines(lease: Mapping[str, Any]) -> Iterator[str]:
+    if lease["cut"]:
+        yield f"({lease['cut']} lines before these are not kept)"
+    for line in lease["lines"]:
+        fields = " ".join(f"{name}={output.cell(value)}" for name, value in line.items() if name not in {"at", "level", "event"})
+        yield f"{line['at']} {line['level']:<8} {line['event']}" + (f"  {fields}" if fields else "")
+    if lease["lost_after"]:
+        yield "(what it logged later is lost: its worker was gone)"
 
 
 def _attempts(run: Mapping[str, Any]) -> str:

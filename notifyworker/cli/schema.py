@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from notifyworker.cli.database import Database
 
 _COUNT_S = 5.0  # an exact count of settled runs is worth no longer wait
+_FORGOTTEN = 5000  # steps or logs a statement
 
 
 async def migrate(
@@ -59,11 +60,17 @@ async def prune(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_O
     import asyncpg
 
     from notifyworker.cli.database import opened
+    from notifyworker.run_log_store import RunLogStore
+    from notifyworker.step_store import StepStore
 
     async with opened(database) as db:
         try:
             with output.busy(f"pruning the history in the schema {db.schema}"):
                 dropped = await db.store.drop_expired_partitions(db.connection)
+                while await StepStore(db.store).steps_forget(db.connection, limit=_FORGOTTEN) == _FORGOTTEN:
+                    continue
+                while await RunLogStore(db.store).run_logs_forget(db.connection, limit=_FORGOTTEN) == _FORGOTTEN:
+                    continue
         except asyncpg.LockNotAvailableError:
             message = "somebody is reading the history, and nothing may be dropped meanwhile; nothing was"
             raise NotifyWorkerError(message, hint="try again later") from None
