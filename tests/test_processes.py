@@ -412,6 +412,6 @@ def db_page(dsn, tmp_path, monkeypatch):
 
 def test_the_events_that_the_page_names_are_there():
     code = "".join(file.read_text() for file in (Path(__file__).parents[1] / "notifyworker").rglob("*.py"))
-    told = {"event_loop_stalled", "interpreter_stood_still", "thread_goes_on"}
+    told = {"event_loop_stalled", "interpreter_stood_still", "handler_ignores_cancellation"}
     assert told <= set(re.findall(r"`(\w+)`", PAGE))
     assert told <= set(re.findall(r"log\.\w+\(\s*\"(\w+)\"", code))

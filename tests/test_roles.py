@@ -207,6 +207,8 @@ async def may(session: asyncpg.Connection, statement: str) -> bool:
         await session.execute(statement)
     except REFUSED:
         return False
+    except asyncpg.ObjectNotInPrerequisiteStateError:  # complete() has been asked, and nobody executes the run
+        return True
     finally:
         await transaction.rollback()
     return True
@@ -357,7 +359,8 @@ async def test_no_search_path_of_the_caller_reaches_our_functions(db, any_dsn):
         known["settled"], retried = known["live"], known["settled"]  # cancelled by then; the other is live again
         for call in (call for call, who in FUNCTIONS.items() if who):
             ids = {**known, "settled": retried} if call.startswith("retry") else known
-            await session.execute(f"SELECT notifyworker.{call.replace('now()', 'pg_catalog.now()').format(**ids)}")
+            with contextlib.suppress(asyncpg.ObjectNotInPrerequisiteStateError):  # complete(): nobody executes the run
+                await session.execute(f"SELECT notifyworker.{call.replace('now()', 'pg_catalog.now()').format(**ids)}")
         await session.execute("INSERT INTO notifyworker.runs (kind) VALUES ('b')")
         await session.execute("SET search_path = pg_catalog")
         assert await session.fetch("SELECT * FROM evil.caught") == []
