@@ -20,6 +20,7 @@ from notifyworker.given import (
     REFUSALS,
     Conflicts,
     as_dict,
+    check_from_step,
     check_integer,
     check_share,
     check_text,
@@ -34,7 +35,9 @@ from notifyworker.given import (
 )
 from notifyworker.observe import log
 from notifyworker.run import TERMINAL, State
+from notifyworker.run_log_store import RunLogStore
 from notifyworker.settings import Settings
+from notifyworker.step_store import StepStore
 from notifyworker.store import Inserted, NewRun, Store
 from notifyworker.trace import sending
 from notifyworker.waiting import Waiting
@@ -158,11 +161,36 @@ class Client:
         with Conflicts(wanted):
             return await self._store.run_cancel(await self._connected(), wanted)
 
-    async def retry(self, run_id: UUID | str) -> UUID:
-        """Put a settled run back to pending. Raises RunNotFound, RunConflict."""
+    async def retry(self, run_id: UUID | str, *, from_step: int | None = None) -> UUID:
+        """
+        Put a settled run back to pending. Its steps are executed again as well, or those from position `from_step` on.
+
+        Raises RunNotFound, RunConflict, InvalidRun.
+        """
         wanted = uuid_of("run_id", run_id)
+        check_from_step(from_step)
         with Conflicts(wanted):
-            return await self._store.run_retry(await self._connected(), wanted)
+            return await self._store.run_retry(await self._connected(), wanted, from_step)
+
+    async def steps(self, run_id: UUID | str) -> builtins.list[dict[str, Any]]:
+        """
+        Return the steps of a run in their order, those that raised with their `error`. Raises RunNotFound.
+
+        A result of more than 4 kB is left out: `result_bytes` tells its size.
+        """
+        run = await self.get(run_id)
+        rows = await StepStore(self._store).steps_list(await self._connected(), run["run_id"], run["created_at"])
+        return [as_dict(row) for row in rows]
+
+    async def log(self, run_id: UUID | str) -> builtins.list[dict[str, Any]]:
+        """
+        Return what a run has logged, an entry a lease with its `lines`. Raises RunNotFound.
+
+        `cut` tells how many lines before these are not kept, `lost_after` (None: nothing) after which time its worker was gone.
+        """
+        run = await self.get(run_id)
+        rows = await RunLogStore(self._store).run_logs_list(await self._connected(), run["run_id"], run["created_at"])
+        return [as_dict(row) for row in rows]
 
     async def pause(self, kind: str | None = None, project_id: str | None = None, **until: Any) -> None:
         """

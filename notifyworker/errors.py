@@ -17,7 +17,7 @@ class Code(StrEnum):
     LEASE_EXPIRED = "E-RUN-002"  # its worker died or lost its lease
     TIMED_OUT = "E-RUN-003"  # it ran longer than its timeout
     BAD_PAYLOAD = "E-RUN-004"  # the payload does not fit the handler's model; never retried
-    BAD_RESULT = "E-RUN-005"  # the result can't be stored as JSON; never retried
+    BAD_RESULT = "E-RUN-005"  # the result, or a step's, can't be stored as JSON; never retried
     REFUSED = "E-RUN-006"  # the handler raised Fail; never retried
     INTERRUPTED = "interrupted"  # given back at shutdown; uses up no attempt
     EXPIRED = "expired"  # `expires_at` had passed before it was started
@@ -100,11 +100,27 @@ class Cancel(NotifyWorkerError):
         super().__init__(reason)
 
 
+class StepError(NotifyWorkerError):
+    """
+    A step can't be what the handler calls: its name or place differs from what is recorded, it comes twice, it is one too many.
+
+    Nothing was executed. As any other exception it costs the attempt.
+    """
+
+
 class Fail(NotifyWorkerError):
     """Raised by a handler: fail this run now, with no further attempt (E-RUN-006)."""
 
+    code = Code.REFUSED
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
+
+
+class UnstorableStep(Fail):
+    """The result of a step can't be stored: it was executed, and would be again. The run fails at once (E-RUN-005)."""
+
+    code = Code.BAD_RESULT
 
 
 class Snooze(NotifyWorkerError):

@@ -16,6 +16,8 @@ import asyncpg
 from notifyworker.database import DatabaseError, Link, brief
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import is_set_within
+from notifyworker.run_log_store import RunLogStore
+from notifyworker.step_store import StepStore
 from notifyworker.store import Store
 
 _BATCH = 500
@@ -28,6 +30,8 @@ class Reaper:
 
     def __init__(self, store: Store, link: Link, lease_owner: str, metrics: Metrics, *, interval_s: float) -> None:
         self._store = store
+        self._steps = StepStore(store)
+        self._logs = RunLogStore(store)
         self._link = link
         self._lease_owner = lease_owner
         self._metrics = metrics
@@ -177,6 +181,10 @@ class Reaper:
         try:
             made = await self._store.make_partitions(self._link)
             dropped = await self._store.drop_expired_partitions(self._link)
+            while await self._steps.steps_forget(self._link, limit=_BATCH) == _BATCH:
+                continue
+            while await self._logs.run_logs_forget(self._link, limit=_BATCH) == _BATCH:
+                continue
         except asyncpg.LockNotAvailableError:
             self._partitions_at = time.monotonic() + _LATER_S
             log.info("partitions_put_off", retry_s=_LATER_S)

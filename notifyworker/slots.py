@@ -22,6 +22,7 @@ from notifyworker.settings import CANCEL_S
 
 _SUSPECTS = 10  # that are told
 _SLOW_S = 1.0
+_ENDED = "has ended just now"
 _TURN_S = 0.005  # after so long a slot lets others have the event loop
 
 
@@ -127,9 +128,7 @@ class Slots:
         in_threads = [(a, a.thread_id) for a in now_there if a.thread_id is not None]
         told = [(a, where_is(a, frames.get(thread_id))) for a, thread_id in [*on_loop, *in_threads]]
         if stood_still_s:
-            told += [
-                (a, "has ended just now") for a in list(self._slow) if now - a.ended_at < stood_still_s <= a.ended_at - a.began_at
-            ]
+            told += [(a, _ENDED) for a in list(self._slow) if now - a.ended_at < stood_still_s <= a.ended_at - a.began_at]
         return [{"run_id": str(a.run.run_id), "kind": a.run.kind, "at": at} for a, at in told[:_SUSPECTS]]
 
     def put(self, attempts: Iterable[Attempt]) -> None:
@@ -337,11 +336,9 @@ def _is_still(context: contextvars.Context) -> bool:
 
 
 def where_is(attempt: Attempt, frame: FrameType | None) -> str:
-    """The line of the handler's own file that a stack is at; else its innermost line."""
+    """The line of the handler's own file that a stack is at."""
     code = getattr(attempt.handler.function, "__code__", None)
-    innermost = frame
-    while frame is not None:
-        if code is not None and frame.f_code.co_filename == code.co_filename:
-            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+    while frame is not None and code is not None and frame.f_code.co_filename != code.co_filename:
         frame = frame.f_back
-    return f"{innermost.f_code.co_filename}:{innermost.f_lineno} in {innermost.f_code.co_name}" if innermost else "?"
+    # None of it is on the stack: what was waited for is over at this moment.
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame is not None else _ENDED

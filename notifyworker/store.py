@@ -125,6 +125,10 @@ class Store:
             if file.name.endswith(".sql")
         }
 
+    def sql(self, name: str) -> str:
+        """Return a statement, for the stores of single topics beside this one."""
+        return self._sql[name]
+
     # The life of a run, in its order.
 
     async def run_insert(self, on: Queryable, new: NewRun) -> Inserted:
@@ -259,9 +263,9 @@ class Store:
         """Pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
         return str((await on.fetch(self._sql["run_cancel"], run_id))[0]["state"])
 
-    async def run_retry(self, on: Queryable, run_id: UUID) -> UUID:
-        """Settled -> pending. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
-        retried: UUID = (await on.fetch(self._sql["run_retry"], run_id))[0]["run_id"]
+    async def run_retry(self, on: Queryable, run_id: UUID, from_step: int | None = None) -> UUID:
+        """Settled -> pending. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError, InvalidParameterValueError."""
+        retried: UUID = (await on.fetch(self._sql["run_retry"], run_id, from_step))[0]["run_id"]
         return retried
 
     async def end_lingering(self, on: Queryable, run_id: UUID, lease_owner: str) -> None:

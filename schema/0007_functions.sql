@@ -125,12 +125,14 @@ BEGIN
 END $$;
 
 -- A settled run goes back to pending under the same id. The lease token is carried along, so that no worker of an
--- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands.
-CREATE FUNCTION {schema}.retry(run_id uuid) RETURNS uuid
+-- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands. Its steps (0017) are executed
+-- again as well; with from_step only those from this position on, and one more than are recorded keeps all.
+CREATE FUNCTION {schema}.retry(run_id uuid, from_step integer DEFAULT NULL) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    old {schema}.run_history;
+    old   {schema}.run_history;
+    steps integer;
 BEGIN
     IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry.run_id AND {schema}.caller_sees(r.project_id)) THEN
         RAISE EXCEPTION 'run % is live', retry.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -151,6 +153,17 @@ BEGIN
         old.is_shadow AND old.shadow_by IS DISTINCT FROM 'worker', old.headers);
     UPDATE {schema}.runs AS r SET created_at = old.created_at, lease_token = old.lease_token, errors = old.errors
      WHERE r.run_id = old.run_id;
+    IF from_step IS NOT NULL THEN
+        SELECT coalesce(max(s.position), 0) INTO steps FROM {schema}.steps AS s
+         WHERE s.run_id = old.run_id AND s.run_created_at = old.created_at AND s.error IS NULL;
+        IF from_step < 1 OR from_step > steps + 1 THEN
+            RAISE EXCEPTION 'from_step must be between 1 and %, not %', steps + 1, from_step
+                USING ERRCODE = 'invalid_parameter_value', COLUMN = 'from_step',
+                      HINT = format('%s of its steps are recorded; one more than that keeps them all.', steps);
+        END IF;
+    END IF;
+    DELETE FROM {schema}.steps AS s
+     WHERE s.run_id = old.run_id AND s.run_created_at = old.created_at AND s.position >= coalesce(from_step, 1);
     RETURN old.run_id;
 EXCEPTION
     WHEN unique_violation THEN
@@ -158,7 +171,7 @@ EXCEPTION
             USING ERRCODE = 'object_not_in_prerequisite_state';
 END $$;
 
--- Deletes a settled run for good.
+-- Deletes a settled run for good, with all that is kept of it.
 CREATE FUNCTION {schema}.forget(run_id uuid) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -171,6 +184,10 @@ BEGIN
         DELETE FROM {schema}.idempotency_keys AS k USING gone
          WHERE k.project_id = gone.project_id AND k.kind = gone.kind AND k.idempotency_key = gone.idempotency_key
            AND k.run_id = gone.run_id AND k.expires_at IS NOT NULL
+    ), of_steps AS (
+        DELETE FROM {schema}.steps AS s USING gone WHERE s.run_id = gone.run_id AND s.run_created_at = gone.created_at
+    ), of_log AS (
+        DELETE FROM {schema}.run_logs AS l USING gone WHERE l.run_id = gone.run_id AND l.run_created_at = gone.created_at
     )
     SELECT EXISTS (SELECT FROM gone) INTO was_there;
     IF was_there THEN

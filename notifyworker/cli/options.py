@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 _LEADING = {"allow_leading_hyphen": True}  # a negative number is refused for its value, not for its looks
 
 Json: TypeAlias = Annotated[bool, Parameter(negative="", help="Print one JSON document.")]
+Watch: TypeAlias = Annotated[
+    bool, Parameter(negative="", help="Look again and again, until Ctrl-C; with --json one document a line.")
+]
+INTERVAL_S = 2.0
+Interval: TypeAlias = Annotated[float, Parameter(help="Seconds between two looks [default: 2].", **_LEADING)]
 
 
 @Parameter(name="*", group=Group("Database", sort_key=20))
@@ -55,6 +60,7 @@ class WorkerOptions(DatabaseOptions):
     kinds: Annotated[str | None, Parameter(help="Kinds that are claimed: a,b [default: those with a handler].")] = None
     concurrency: Annotated[int | None, Parameter(help="Runs at once [default: 10].", **_LEADING)] = None
     prefetch: Annotated[int | None, Parameter(help="Runs claimed beyond the free slots [default: 0].", **_LEADING)] = None
+    processes: Annotated[int | None, Parameter(help="For handlers that compute [default: processors].", **_LEADING)] = None
     poll_interval_s: Annotated[float | None, Parameter(help="Fallback poll [default: 5].", **_LEADING)] = None
     lease_s: Annotated[float | None, Parameter(help="Lease; at least three heartbeats [default: 60].", **_LEADING)] = None
     heartbeat_interval_s: Annotated[float | None, Parameter(help="Renewal of leases [default: 15].", **_LEADING)] = None
@@ -94,6 +100,9 @@ class WorkerOptions(DatabaseOptions):
     token: Annotated[str | None, Parameter(help="What its clients must show. Better given as NOTIFYWORKER_TOKEN.")] = None
     tls_cert: Annotated[Path | None, Parameter(help="Its certificate with the chain, a PEM file [default: no TLS].")] = None
     tls_key: Annotated[Path | None, Parameter(help="The certificate's key, a PEM file without a password.")] = None
+    run_log_lines: Annotated[
+        int | None, Parameter(help="Lines of run.log kept with a run; 0: none [default: 200].", **_LEADING)
+    ] = None
     log_format: Annotated[
         Literal["auto", "console", "json"] | None, Parameter(help="Auto: JSON unless on a terminal [default: auto].")
     ] = None

@@ -7,6 +7,7 @@ Every answer that is not what was asked for is a problem (RFC 9457), whatever it
 from typing import Any
 
 from notifyworker.http.query import DEFAULT_LIMIT, MAX_LIMIT
+from notifyworker.journal import MAX_STEPS
 from notifyworker.run import State
 
 Json = dict[str, Any]
@@ -63,6 +64,16 @@ _RUN: Json = {
     "started_at": _or_null(_MOMENT), "progress": _ANYTHING, "errors": _ANYTHING, "finished_at": _or_null(_MOMENT),
     "result": _ANYTHING, "effects": _ANYTHING, "error_code": _or_null(_TEXT), "settled_by": _or_null(_TEXT),
     "waits_for": _or_null({"type": "string", "enum": ["key"]}), "key_held_by": _or_null({"type": "array", "items": _UUID}),
+}  # fmt: skip
+
+_STEP: Json = {
+    "position": _INTEGER, "name": _TEXT, "attempt": _INTEGER, "is_shadow": _FLAG, "started_at": _MOMENT, "finished_at": _MOMENT,
+    "error": _or_null(_TEXT), "result_bytes": _or_null(_INTEGER), "result": _ANYTHING,
+}  # fmt: skip
+
+_LOG: Json = {
+    "attempt": _INTEGER, "lease_token": _INTEGER, "written_at": _MOMENT, "cut": _INTEGER, "lost_after": _or_null(_MOMENT),
+    "lines": {"type": "array", "items": {"type": "object"}},
 }  # fmt: skip
 
 _LEASE: Json = {
@@ -136,6 +147,11 @@ _SCHEDULE: Json = {
     "next": {"type": "array", "items": _MOMENT},
 }  # fmt: skip
 
+_FROM_STEP: Json = {
+    "type": "integer", "minimum": 1, "maximum": MAX_STEPS + 1,
+    "description": "the first step that is executed again; from the beginning where it is left out",
+}  # fmt: skip
+_RETRY: Json = _object({"from_step": _or_null(_FROM_STEP)}, optional=frozenset({"from_step"}), closed=True)
 _NEW_SHARE: Json = {"project_id": _NAME, "weight": {"type": "number", "minimum": 0.001, "maximum": 1000}}
 _SHARE: Json = {"project_id": _TEXT, "weight": _NUMBER, "changed_at": _MOMENT, "running": _INTEGER}
 
@@ -151,6 +167,9 @@ _SCHEMAS: Json = {
     ),
     "NewRun": _object(_NEW_RUN, optional=frozenset(_NEW_RUN) - {"kind"}, closed=True),
     "Run": _object(_RUN),
+    "RunInFull": _object(
+        {**_RUN, "steps": {"type": "array", "items": _object(_STEP)}, "log": {"type": "array", "items": _object(_LOG)}}
+    ),
     "Health": _object({"status": {"type": "string", "enum": ["ok", "failing"]}, "reasons": {"type": "array", "items": _TEXT}}),
 }
 
@@ -203,9 +222,12 @@ def _operation(
     return operation | ({"security": []} if is_open else {})
 
 
-def _steered(verb: str, summary: str) -> Json:
+def _steered(verb: str, summary: str, *, optional_body: Json | None = None) -> Json:
     done = _answer("done", _object({"run_id": _UUID, "state": _STATE}))
-    return {"post": _operation(verb, summary, {"200": done}, parameters=[_RUN_ID])}
+    operation = _operation(verb, summary, {"200": done}, parameters=[_RUN_ID])
+    if optional_body is not None:
+        operation["requestBody"] = {"required": False, "content": {"application/json": {"schema": optional_body}}}
+    return {"post": operation}
 
 
 def _probe(name: str, summary: str, answer: Json, *, may_fail: bool = True) -> Json:
@@ -248,9 +270,9 @@ def _paths() -> Json:
             "get": _shown("list_runs", "runs, newest first", _page("runs", _ref("Run")), [*filters, *_PAGING]),
             "post": _operation("insert_run", "insert one run", inserted, body=new_run),
         },
-        "/runs/{run_id}": {"get": _shown("get_run", "one run", _ref("Run"), [_RUN_ID])},
+        "/runs/{run_id}": {"get": _shown("get_run", "one run", _ref("RunInFull"), [_RUN_ID])},
         "/runs/{run_id}/cancel": _steered("cancel_run", "settle a pending or running run as cancelled"),
-        "/runs/{run_id}/retry": _steered("retry_run", "put a settled run back to pending"),
+        "/runs/{run_id}/retry": _steered("retry_run", "put a settled run back to pending", optional_body=_RETRY),
         "/leases": {"get": _shown("list_leases", "who holds what", _page("leases", _object(_LEASE)), _PAGING)},
         "/reaper": {"get": _shown("show_reaper", "the leader, and what it took from whom", _object(_REAPER))},
         "/workers": {"get": _shown("list_workers", "the fleet", fleet)},

@@ -10,7 +10,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
-from notifyworker.given import Conflicts, new_run, refused
+from notifyworker.given import Conflicts, check_from_step, new_run, refused
 from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.auth import Guard
 from notifyworker.http.body import SMALL_BYTES, read_object
@@ -25,6 +25,8 @@ from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
 from notifyworker.http.shares import Shares
+from notifyworker.run_log_store import RunLogStore
+from notifyworker.step_store import StepStore
 from notifyworker.store import Inserted, NewRun, Row
 
 _NOTHING = frozenset[str]()
@@ -45,6 +47,8 @@ class Routes:
     def __init__(self, worker: Observed, pool: Pool, events: Events, guard: Guard) -> None:
         self._worker = worker
         self._store = worker.store
+        self._steps = StepStore(worker.store)
+        self._logs = RunLogStore(worker.store)
         self._pool = pool
         self._events = events
         self._guard = guard
@@ -136,7 +140,11 @@ class Routes:
         row = await self._store.run_get(self._pool, run_id)
         if row is None:
             raise RunNotFound(run_id)
-        return json_answer(shown(row))
+        steps = await self._steps.steps_list(self._pool, run_id, row["created_at"])
+        logged = await self._logs.run_logs_list(self._pool, run_id, row["created_at"])
+        more = {"steps": [shown(step) for step in steps], "log": [shown(lease) for lease in logged]}
+        body = await asyncio.to_thread(dumps, {**shown(row), **more})  # up to some megabytes
+        return web.Response(body=body, content_type="application/json")
 
     async def insert(self, request: web.Request) -> web.Response:
         """Insert one run, or name the one that holds the idempotency key."""
@@ -159,11 +167,16 @@ class Routes:
         return json_answer({"run_id": run_id, "state": state})
 
     async def retry(self, request: web.Request) -> web.Response:
-        """Put a settled run back to pending."""
+        """Put a settled run back to pending, from its beginning or from one of its steps."""
         run_id = run_id_of(request)
         Query(request, _NOTHING)
+        given = await read_object(request) if await request.read() else {}
+        from_step = given.pop("from_step", None)
+        if given:
+            raise InvalidRun(next(iter(given)), "is nothing that a retry takes", hint="there is: from_step")
+        check_from_step(from_step)
         with Conflicts(run_id):
-            await self._store.run_retry(self._pool, run_id)
+            await self._store.run_retry(self._pool, run_id, from_step)
         return json_answer({"run_id": run_id, "state": "pending"})
 
     # The fleet.

@@ -61,6 +61,26 @@ async def exact(run: Run, payload: dict[str, Any]) -> None:
             run.result = result
 
 
+@worker.handler("stepped", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))
+async def stepped(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    """One step outside of the database, and one inside of it."""
+    facts = {"run": str(run.run_id), "token": run.lease_token}
+
+    async def mark() -> None:
+        ledger.note("step", **facts)
+
+    async def write(connection: Any) -> None:
+        await connection.execute("INSERT INTO chaos.effects VALUES ($1, $2)", run.run_id, run.lease_token)
+
+    with noted(run) as result:
+        await run.step("mark", mark)
+        ledger.note("recorded", **facts)
+        await run.step_transaction("write", write)
+        if ms := payload.get("ms"):
+            await asyncio.sleep(ms / 1000)
+        return result
+
+
 @worker.handler("hold")
 async def hold(run: Run, payload: dict[str, Any]) -> dict[str, int]:
     """Ends when a file appears; `only`: only the lease with this token waits for it."""

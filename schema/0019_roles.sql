@@ -49,6 +49,7 @@ BEGIN
             ('worker', 'SELECT, DELETE ON {schema}.pauses'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
+            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.steps, {schema}.run_logs'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume, {schema}.set_limit, {schema}.remove_limit'),
             ('worker', 'SELECT, UPDATE ON {schema}.limits'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.places, {schema}.rates'),
