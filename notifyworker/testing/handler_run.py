@@ -20,7 +20,7 @@ class HandlerRun(Run):
 
     `progresses` are all that was shown, the last one last; `effects` those of a shadow run, by `name`, `args` and
     `kwargs`: a live run calls them. `lines` are what was logged. `transaction()` gives the `connection` that was given,
-    and is refused without one. Set `cancelled` to see a handler stop.
+    and is refused without one. `cancel()` it to see a handler stop.
     """
 
     def __init__(
