@@ -56,12 +56,20 @@ class SchemaTooNew(StartError):
 
 
 class InvalidRun(NotifyWorkerError):
-    """A run was refused before it was inserted. `field` names the column that was wrong."""
+    """A run was refused before it was inserted. `field` names the column that was wrong; `row` its place among many, from 1."""
 
-    def __init__(self, field: str, message: str, *, hint: str | None = None, too_large: bool = False) -> None:
-        super().__init__(f"{field}: {message}", hint=hint)
+    def __init__(
+        self, field: str, message: str, *, hint: str | None = None, too_large: bool = False, row: int | None = None
+    ) -> None:
+        super().__init__(f"{field}: {message}" if row is None else f"row {row}: {field}: {message}", hint=hint)
         self.field = field
+        self.message = message
         self.too_large = too_large
+        self.row = row
+
+    def at(self, row: int) -> "InvalidRun":
+        """Return the same, of this row among many."""
+        return InvalidRun(self.field, self.message, hint=self.hint, too_large=self.too_large, row=row)
 
 
 class RunNotFound(NotifyWorkerError):

@@ -69,6 +69,11 @@ def _check_pace(given: Mapping[str, Any]) -> None:
         raise InvalidRun(beside[0], "is given beside debounce", hint="give one of them")
 
 
+def new_payload(payload: Any) -> str:
+    """Encode the payload that takes the place of another. Raises InvalidRun for what no handler could be given."""
+    return _json("payload", payload)
+
+
 def as_dict(row: Row) -> dict[str, Any]:
     """A row of all_runs with its jsonb decoded; what can't be decoded stays text."""
     shown = dict(row)

@@ -218,7 +218,7 @@ async def takes(db: asyncpg.Connection, run_id: UUID) -> None:
 
 @pytest.mark.parametrize(("hurt", "state"), [(cancels, "cancelled"), (takes, "running")])
 async def test_one_that_is_cancelled_or_lost_ends_alone(make_worker, connection, hurt: Callable[..., Any], state):
-    worker: Worker = make_worker()
+    worker: Worker = make_worker(replaced_slots=0)
     inside, go_on = asyncio.Event(), asyncio.Event()
     told: dict[int, bool] = {}
 
@@ -268,7 +268,7 @@ async def test_when_all_are_ended_the_handler_is_cancelled(make_worker, connecti
 
 
 async def test_a_thread_that_goes_on_keeps_the_slots(make_worker, connection):
-    worker: Worker = make_worker(concurrency=3)
+    worker: Worker = make_worker(concurrency=3, replaced_slots=0)
     go_on = threading.Event()
 
     @worker.handler("a", batch_size=3, batch_wait_s=5, timeout=0.3, retry=Retry(max_attempts=1))

@@ -661,7 +661,7 @@ async def test_prune(dsn: str, connection: asyncpg.Connection) -> None:
     finally:
         await other.close()
     assert (await call("prune", env=env)).out == "dropped 1 day of settled runs\n"
-    assert (await call("prune", "--json", env=env)).json() == {"dropped": 0}
+    assert (await call("prune", "--json", env=env)).json() == {"dropped": 0, "deleted": 0, "dry_run": False}
 
 
 # enqueue, runs, status.

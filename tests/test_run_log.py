@@ -190,7 +190,7 @@ async def test_of_a_run_that_was_taken_over_it_is_told_what_is_lost(make_worker,
         run_id = await insert(connection)
         await eventually(lambda: connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.run_logs)"))
         assert (await client.log(run_id))[0]["lost_after"] is None  # it goes on
-        await take_from_its_worker(connection)
+        await take_from_its_worker(dsn)
         taken.set()
         await settled(connection, run_id)
         first, second = await client.log(run_id)

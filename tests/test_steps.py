@@ -53,10 +53,12 @@ async def recorded(db: asyncpg.Connection) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in rows]
 
 
-async def take_from_its_worker(db: asyncpg.Connection) -> None:
+async def take_from_its_worker(dsn: str) -> None:
     """As the reaper does with the run of a worker that is gone."""
+    db = await asyncpg.connect(dsn)
     await db.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE state = 'running'")
     assert len(await Store("notifyworker").reap(db, limit=1, reaper="test", presumed_dead=[])) == 1
+    await db.close()
 
 
 class Done:
@@ -135,7 +137,7 @@ async def test_a_plain_function_is_executed_in_a_thread(make_worker, db):
 
 
 async def test_a_thread_that_outlives_its_run_keeps_its_slot(make_worker, db):
-    worker: Worker = make_worker(concurrency=1)
+    worker: Worker = make_worker(concurrency=1, replaced_slots=0)
     go_on = [False]
 
     def wait() -> None:
@@ -146,18 +148,17 @@ async def test_a_thread_that_outlives_its_run_keeps_its_slot(make_worker, db):
     async def handle(run: Run) -> None:
         await asyncio.gather(run.step("quick", time.sleep, 0), run.step("slow", wait), run.step("quick2", time.sleep, 0))
 
-    with structlog.testing.capture_logs() as logs:
-        async with worker:
-            run = await settled(db, await insert(db))
-            await eventually(lambda: [entry for entry in logs if entry["event"] == "thread_goes_on"])
-            conductor: Any = worker._conductor
-            assert conductor.slots.used == 1
-            go_on[0] = True
-            await eventually(lambda: conductor.slots.used == 0)
+    async with worker:
+        run = await settled(db, await insert(db))
+        conductor: Any = worker._conductor
+        used = conductor.slots.used
+        go_on[0] = True
+        await eventually(lambda: conductor.slots.used == 0)
+    assert used == 1
     assert run["error_code"] == "E-RUN-003"
 
 
-async def test_another_worker_goes_on_where_the_first_one_stood(make_worker, db, done):
+async def test_another_worker_goes_on_where_the_first_one_stood(make_worker, db, dsn, done):
     """Two workers race for it: the one that has lost it is told at its next step, and writes nothing."""
     told: list[BaseException] = []
     workers = [make_worker(), make_worker()]
@@ -166,7 +167,7 @@ async def test_another_worker_goes_on_where_the_first_one_stood(make_worker, db,
         try:
             first = await run.step("one", done, "one", 1)
             if run.lease_token == 1:
-                await take_from_its_worker(db)
+                await take_from_its_worker(dsn)
                 await eventually(lambda: done.calls["two"])
             return [first, await run.step("two", done, "two", 2)]
         except BaseException as error:
@@ -243,13 +244,14 @@ async def test_a_run_locked_for_a_moment_is_waited_for(make_worker, db, dsn, don
     assert [step[:4] for step in await recorded(db)] == [(1, "one", 1, "1")]
 
 
-async def test_steps_side_by_side_have_the_place_at_which_they_were_called(make_worker, db, done):
+async def test_steps_side_by_side_have_the_place_at_which_they_were_called(make_worker, db, dsn, done):
     worker: Worker = make_worker()
+    own = await asyncpg.connect(dsn)
 
     async def slow(name: str) -> str:
         done.calls[name] += 1
         if done.calls[name] == 1:
-            await eventually(lambda: db.fetchval("SELECT count(*) = 2 FROM notifyworker.steps"))
+            await eventually(lambda: own.fetchval("SELECT count(*) = 2 FROM notifyworker.steps"))
             raise ConnectionError(name)
         return name
 
@@ -259,14 +261,16 @@ async def test_steps_side_by_side_have_the_place_at_which_they_were_called(make_
 
     async with worker:
         run = await settled(db, await insert(db))
+    await own.close()
 
     assert (run["state"], json.loads(run["result"])) == ("completed", ["slow", "b", "c"])
     assert done.calls == {"slow": 2, "b": 1, "c": 1}
     assert [step[:3] for step in await recorded(db)] == [(1, "slow", 2), (2, "b", 1), (3, "c", 1)]
 
 
-async def test_what_a_step_raises_is_shown_and_it_is_executed_again(make_worker, db, done):
+async def test_what_a_step_raises_is_shown_and_it_is_executed_again(make_worker, db, dsn, done):
     worker: Worker = make_worker()
+    own = await asyncpg.connect(dsn)
     shown: list[Any] = []
 
     async def fails_first(attempt: int) -> str:
@@ -277,11 +281,12 @@ async def test_what_a_step_raises_is_shown_and_it_is_executed_again(make_worker,
     @worker.handler("a", retry=QUICKLY)
     async def handle(run: Run) -> None:
         if run.attempt == 2:
-            shown.extend(await recorded(db))
+            shown.extend(await recorded(own))
         await run.step("send", fails_first, run.attempt)
 
     async with worker:
         await settled(db, await insert(db))
+    await own.close()
 
     assert shown == [(1, "send", 1, None, "ConnectionError: no � route")]
     assert await recorded(db) == [(1, "send", 2, '"done"', None)]
@@ -479,8 +484,9 @@ async def effects(db: asyncpg.Connection) -> int:
     return await db.fetchval("SELECT count(*) FROM public.effects")
 
 
-async def test_effect_and_record_are_there_at_the_same_moment(make_worker, db):
+async def test_effect_and_record_are_there_at_the_same_moment(make_worker, db, dsn):
     worker: Worker = make_worker()
+    own = await asyncpg.connect(dsn)
     inside, go_on = asyncio.Event(), asyncio.Event()
     both = "SELECT (SELECT count(*) FROM public.effects), (SELECT count(*) FROM notifyworker.steps)"
 
@@ -494,7 +500,7 @@ async def test_effect_and_record_are_there_at_the_same_moment(make_worker, db):
     async def handle(run: Run) -> str:
         result = await run.step_transaction("write", waits, run.run_id)
         if run.attempt == 1:
-            assert tuple(await db.fetchrow(both)) == (1, 1)
+            assert tuple(await own.fetchrow(both)) == (1, 1)
             raise ValueError("again")
         return result
 
@@ -504,6 +510,7 @@ async def test_effect_and_record_are_there_at_the_same_moment(make_worker, db):
         assert tuple(await db.fetchrow(both)) == (0, 0)
         go_on.set()
         run = await settled(db, run_id)
+    await own.close()
 
     assert (run["attempt"], run["result"], await effects(db)) == (2, '"written"', 1)
 
@@ -697,7 +704,7 @@ async def test_a_worker_that_is_killed_at_any_statement(make_worker, db, dsn, pr
     run_id = await insert(db, {"file": str(marks)})
     await asyncio.wait_for(process.communicate(), 60)
     assert rule.fired.is_set()
-    await take_from_its_worker(db)
+    await take_from_its_worker(dsn)
 
     app = types.ModuleType("killed_app")
     exec(compile(KILLED_APP.replace("Worker()", "None").replace("@worker.handler", "#"), "killed_app", "exec"), app.__dict__)

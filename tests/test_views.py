@@ -9,7 +9,7 @@ from test_plans import Explained
 from notifyworker.database import connect
 from notifyworker.views import Filter, Views, first_id
 
-BACKLOG = 20_000
+BACKLOG = 100_000
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ async def explained(dsn: str, connection: asyncpg.Connection):
 async def test_a_follower_reads_what_it_follows(explained: Explained, connection: asyncpg.Connection, is_analyzed: bool) -> None:
     if is_analyzed:
         await connection.execute("ANALYZE notifyworker.runs")
-    known = [row["run_id"] for row in await connection.fetch("SELECT run_id FROM notifyworker.runs ORDER BY random() LIMIT 100")]
+    known = [row["run_id"] for row in await connection.fetch("SELECT run_id FROM notifyworker.runs ORDER BY random() LIMIT 1000")]
     soon = datetime.now(UTC) + timedelta(seconds=5)
     rows = await Views("notifyworker").runs_changed(explained, Filter(), since=soon, above=first_id(soon), known=known)
     assert {row["run_id"] for row in rows} == set(known)

@@ -15,12 +15,15 @@ from notifyworker.cli.demo import demo
 from notifyworker.cli.dev import dev
 from notifyworker.cli.doctor import doctor, healthcheck
 from notifyworker.cli.examples import EXIT_CODES, examples_of
+from notifyworker.cli.failed import failed
+from notifyworker.cli.history import export, prune, retention_list, retention_set
 from notifyworker.cli.init import init
 from notifyworker.cli.limits import limits_list, limits_remove, limits_set
+from notifyworker.cli.many import cancel_many, enqueue_many, retry_many
 from notifyworker.cli.pauses import pause, pauses, resume
-from notifyworker.cli.runs import cancel, enqueue, retry, runs_list, show
+from notifyworker.cli.runs import cancel, enqueue, replay, retry, runs_list, show
 from notifyworker.cli.schedules import schedules_delete, schedules_list, schedules_pause, schedules_put, schedules_resume
-from notifyworker.cli.schema import migrate, prune, schema
+from notifyworker.cli.schema import migrate, schema
 from notifyworker.cli.shares import shares_list, shares_set
 from notifyworker.cli.status import status
 from notifyworker.cli.tail import tail
@@ -60,8 +63,9 @@ def make_app() -> App:
         """Print a script that completes commands and options in your shell."""
         output.line(app.generate_completion(prog_name="notifyworker", shell=shell))
 
-    runs = _group("runs", "List, show, follow, cancel and retry runs.")
-    _add(runs, None, list=runs_list, show=show, tail=tail, cancel=cancel, retry=retry)
+    runs = _group("runs", "List, show, follow, cancel, retry and replay runs.")
+    _add(runs, None, list=runs_list, show=show, tail=tail, cancel=cancel, retry=retry, replay=replay)
+    _add(runs, None, cancel_many=cancel_many, retry_many=retry_many)
     schedules = _group("schedules", "Runs that are inserted by the clock.")
     _add(schedules, None, list=schedules_list, put=schedules_put, pause=schedules_pause, resume=schedules_resume)
     _add(schedules, None, delete=schedules_delete)
@@ -69,14 +73,27 @@ def make_app() -> App:
     _add(limits, None, list=limits_list, set=limits_set, remove=limits_remove)
     shares = _group("shares", "What part of the slots a project gets.")
     _add(shares, None, list=shares_list, set=shares_set)
+    retention = _group("retention", "How long settled runs of kinds and projects are kept.")
+    _add(retention, None, list=retention_list, set=retention_set)
     config = _group("config", "Settings: what holds, and what is one for the whole fleet.")
     _add(config, None, show=config_show, set=config_set)
     _add(app, Group("To begin", sort_key=1), demo=demo, init=init, dev=dev)
-    _add(app, Group("To work", sort_key=2), worker=worker, enqueue=enqueue)
-    _add(app, Group("To look", sort_key=3), status=status, top=top, runs=runs, doctor=doctor, healthcheck=healthcheck)
+    _add(app, Group("To work", sort_key=2), worker=worker, enqueue=enqueue, enqueue_many=enqueue_many)
+    _add(
+        app,
+        Group("To look", sort_key=3),
+        status=status,
+        top=top,
+        runs=runs,
+        failed=failed,
+        doctor=doctor,
+        healthcheck=healthcheck,
+    )
     steer = Group("To steer", sort_key=4)
     _add(app, steer, pause=pause, resume=resume, pauses=pauses, schedules=schedules, limits=limits, shares=shares, config=config)
-    _add(app, Group("To keep house", sort_key=5), migrate=migrate, schema=schema, prune=prune, bench=bench, completion=completion)
+    house = Group("To keep house", sort_key=5)
+    _add(app, house, migrate=migrate, schema=schema, retention=retention, prune=prune, export=export, bench=bench)
+    _add(app, house, completion=completion)
     return app
 
 
@@ -91,8 +108,9 @@ def _group(name: str, text: str) -> App:
 
 
 def _add(app: App, group: Group | None, **commands: App | Callable[..., Any]) -> None:
-    """Add commands; their order is that of a newcomer, not of the alphabet."""
-    for name, command in commands.items():
+    """Add commands; their order is that of a newcomer, not of the alphabet. An underscore stands for a hyphen."""
+    for underscored, command in commands.items():
+        name = underscored.replace("_", "-")
         place = len(list(app)) + 1
         if isinstance(command, App):
             command.sort_key = place

@@ -39,6 +39,7 @@ _STEPS = (
     output.Column("result", "shown"),
 )
 RunId = Annotated[str, Parameter(name="ID", help="The run's id.")]
+Payload = Annotated[str | None, Parameter(help="JSON in place of its payload; - reads stdin.", **_HYPHEN)]
 
 
 async def enqueue(
@@ -206,6 +207,7 @@ async def retry(
     from_step: Annotated[
         int | None, Parameter(help="The first step that is executed again [default: all are].", **_HYPHEN)
     ] = None,
+    payload: Payload = None,
     json: Json = False,
     database: DatabaseOptions = NO_DATABASE_OPTIONS,
 ) -> None:
@@ -213,11 +215,26 @@ async def retry(
     from notifyworker.cli.database import opened
     from notifyworker.given import check_from_step
 
-    wanted = _uuid(run_id)
+    wanted, another = _uuid(run_id), _another(payload)
     check_from_step(from_step)
     async with opened(database) as db:
-        await _steered(db, wanted, "retry", from_step)
+        await _steered(db, wanted, "retry", another, from_step)
     _steered_told(wanted, "pending", json=json)
+
+
+async def replay(
+    run_id: RunId, /, *, payload: Payload = None, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS
+) -> None:
+    """Insert a settled run once more, as a run of its own, and print its id. The settled one stays as it is."""
+    from notifyworker.cli.database import opened
+
+    wanted, another = _uuid(run_id), _another(payload)
+    async with opened(database) as db:
+        again = await _steered(db, wanted, "replay", another)
+    if json:
+        output.document({"run_id": again, "replay_of": wanted})
+    else:
+        output.line(again)
 
 
 async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
@@ -235,21 +252,21 @@ async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
             raise refused(error) from None
 
 
-async def _steered(db: "Database", run_id: UUID, verb: Literal["cancel", "retry"], from_step: int | None = None) -> str:
-    import asyncpg
+async def _steered(
+    db: "Database",
+    run_id: UUID,
+    verb: Literal["cancel", "retry", "replay"],
+    payload: str | None = None,
+    from_step: int | None = None,
+) -> str:
+    from notifyworker.given import Conflicts
 
-    from notifyworker.given import refused
-
-    try:
+    with Conflicts(run_id):
         if verb == "cancel":
             return await db.store.run_cancel(db.connection, run_id)
-        return str(await db.store.run_retry(db.connection, run_id, from_step))
-    except asyncpg.InvalidParameterValueError as error:
-        raise refused(error) from None
-    except asyncpg.NoDataFoundError:
-        raise RunNotFound(run_id) from None
-    except asyncpg.ObjectNotInPrerequisiteStateError as error:
-        raise RunConflict(str(error.args[0]), hint=error.hint) from None
+        if verb == "retry":
+            return str(await db.store.run_retry(db.connection, run_id, from_step, payload))
+        return str(await db.store.run_replay(db.connection, run_id, payload))
 
 
 def _steered_told(run_id: UUID, state: str, *, json: bool) -> None:
@@ -282,6 +299,14 @@ def _log_lines(lease: Mapping[str, Any]) -> Iterator[str]:
 
 def _attempts(run: Mapping[str, Any]) -> str:
     return f"{run['attempt']}/{run['max_attempts'] or '-'}"
+
+
+def _another(payload: str | None) -> str | None:
+    from notifyworker.given import new_payload
+
+    if payload is None:
+        return None
+    return new_payload(_json("payload", sys.stdin.buffer.read() if payload == "-" else payload))
 
 
 def _json(name: str, text: str | bytes) -> Any:

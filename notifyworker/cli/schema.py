@@ -1,4 +1,4 @@
-"""The commands that change an installation: migrate, remove and prune it."""
+"""The commands that change an installation: migrate and remove it."""
 
 import re
 import sys
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from notifyworker.cli.database import Database
 
 _COUNT_S = 5.0  # an exact count of settled runs is worth no longer wait
-_FORGOTTEN = 5000  # steps or logs a statement
 
 
 async def migrate(
@@ -53,31 +52,6 @@ def schema(*, schema: Annotated[str | None, Parameter(help="Its name [default: n
 
     settings = DatabaseOptions(schema=schema).load()
     output.line(script(settings.schema_name))
-
-
-async def prune(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
-    """Drop the days of settled runs that are older than history_retention_days. The leader does so by itself."""
-    import asyncpg
-
-    from notifyworker.cli.database import opened
-    from notifyworker.run_log_store import RunLogStore
-    from notifyworker.step_store import StepStore
-
-    async with opened(database) as db:
-        try:
-            with output.busy(f"pruning the history in the schema {db.schema}"):
-                dropped = await db.store.drop_expired_partitions(db.connection)
-                while await StepStore(db.store).steps_forget(db.connection, limit=_FORGOTTEN) == _FORGOTTEN:
-                    continue
-                while await RunLogStore(db.store).run_logs_forget(db.connection, limit=_FORGOTTEN) == _FORGOTTEN:
-                    continue
-        except asyncpg.LockNotAvailableError:
-            message = "somebody is reading the history, and nothing may be dropped meanwhile; nothing was"
-            raise NotifyWorkerError(message, hint="try again later") from None
-    if json:
-        output.document({"dropped": dropped})
-    else:
-        output.line(f"dropped {dropped} day{'' if dropped == 1 else 's'} of settled runs")
 
 
 async def _remove(database: DatabaseOptions, *, yes: bool, json: bool) -> None:

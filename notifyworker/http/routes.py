@@ -10,12 +10,13 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
-from notifyworker.given import Conflicts, check_from_step, new_run, refused
+from notifyworker.given import Conflicts, new_run, refused
 from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.auth import Guard
 from notifyworker.http.body import SMALL_BYTES, read_object
 from notifyworker.http.events import Events
 from notifyworker.http.limits import Limits
+from notifyworker.http.many import Many
 from notifyworker.http.observed import Observed
 from notifyworker.http.openapi import document
 from notifyworker.http.overview import overview
@@ -36,7 +37,8 @@ _PRODUCERS = frozenset(NewRun.__dataclass_fields__)
 _SYSTEMS = frozenset(
     {
         "state", "attempt", "lease_owner", "lease_token", "lease_expires_at", "created_at", "started_at", "finished_at",
-        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by", "waits_for", "is_limited",
+        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by", "replay_of",
+        "waits_for", "is_limited",
     }
 )  # fmt: skip
 
@@ -64,10 +66,10 @@ class Routes:
             web.post("/runs", self.insert),
             web.get("/runs/{run_id}", self.run),
             web.post("/runs/{run_id}/cancel", self.cancel),
-            web.post("/runs/{run_id}/retry", self.retry),
             web.get("/leases", self.leases),
             web.get("/reaper", self.reaper),
             web.get("/workers", self.workers),
+            *Many(self._worker, self._pool).table(),
             *Pauses(self._worker, self._pool).table(),
             *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
@@ -165,19 +167,6 @@ class Routes:
         with Conflicts(run_id):
             state = await self._store.run_cancel(self._pool, run_id)
         return json_answer({"run_id": run_id, "state": state})
-
-    async def retry(self, request: web.Request) -> web.Response:
-        """Put a settled run back to pending, from its beginning or from one of its steps."""
-        run_id = run_id_of(request)
-        Query(request, _NOTHING)
-        given = await read_object(request) if await request.read() else {}
-        from_step = given.pop("from_step", None)
-        if given:
-            raise InvalidRun(next(iter(given)), "is nothing that a retry takes", hint="there is: from_step")
-        check_from_step(from_step)
-        with Conflicts(run_id):
-            await self._store.run_retry(self._pool, run_id, from_step)
-        return json_answer({"run_id": run_id, "state": "pending"})
 
     # The fleet.
 
