@@ -25,7 +25,7 @@ from benchmarks import proc
 from benchmarks.lab import POSTGRES
 from notifyworker.database import Connection, connect
 from notifyworker.embedded import embedded_postgres
-from notifyworker.lanes import SLACK, Lane
+from notifyworker.lanes import SLACK, Batch, Lane
 from notifyworker.migrate import migrate
 from notifyworker.store import Served, Store
 
@@ -184,7 +184,7 @@ class Trial:
     async def _ours(self, session: Connection) -> Sequence[object]:
         mark = datetime.now(UTC) - timedelta(minutes=30) if self._crowd == "held" else datetime(1970, 1, 1, tzinfo=UTC)
         return await Store(SCHEMA).claim(
-            session, SERVED, [Lane("ours", "default", 0, mark)], SLACK, limit=CLAIM, lease_owner="me", lease_s=60,
+            session, SERVED, Batch([Lane("ours", "default", 0, mark)], [CLAIM]), SLACK, limit=CLAIM, lease_owner="me", lease_s=60,
             enforce_shadow=False,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule, run_state_machine_as_test
 
 from notifyworker.database import connect
-from notifyworker.lanes import SLACK, Lane
+from notifyworker.lanes import SLACK, Batch, Lane
 from notifyworker.run import Desk, Outcome, State
 from notifyworker.store import NewRun, Served, Store
 
@@ -86,7 +86,15 @@ class Life(RuleBasedStateMachine):
         owner = f"{worker}/{self.deaths}"
         pending = sum(run.state == "pending" for run in self.told.values())
         claim = self.db.store.claim(
-            self.db.conn, SERVED, [LANE], SLACK, limit=limit, lease_owner=owner, lease_s=60, enforce_shadow=False, desk=DESK
+            self.db.conn,
+            SERVED,
+            Batch([LANE], [limit]),
+            SLACK,
+            limit=limit,
+            lease_owner=owner,
+            lease_s=60,
+            enforce_shadow=False,
+            desk=DESK,
         )
         runs = self.db.do(claim)
         assert len(runs) == min(limit, pending)
