@@ -46,6 +46,7 @@ BEGIN
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume'),
+            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.audit'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.key_holder, {schema}.uuid7, {schema}.cancel, {schema}.retry'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.make_partitions, {schema}.drop_expired_partitions'),
