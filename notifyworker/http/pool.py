@@ -58,7 +58,8 @@ class Pool:
     async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[asyncpg.Record]:  # noqa: ASYNC109 - asyncpg's own signature
         """Execute and return all rows. Raises DatabaseError, within a dozen seconds."""
         async with self._acquired() as connection:
-            return await connection.fetch(query, *args, timeout=timeout or _ANSWER_S)
+            rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=timeout or _ANSWER_S)
+            return rows
 
     @contextlib.asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Connection]:

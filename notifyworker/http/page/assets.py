@@ -9,8 +9,8 @@ from aiohttp import web
 
 from notifyworker.http.problem import Problem
 
-_TYPES = {"css": "text/css", "js": "text/javascript"}
-_NAMES = ("page.css", "page.js", "vendor/htmx.min.js", "vendor/hx-sse.min.js", "vendor/uPlot.iife.min.js")
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_NAMES = ("icon.svg", "page.css", "page.js", "vendor/htmx.min.js", "vendor/hx-sse.min.js", "vendor/uPlot.iife.min.js")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ BACKLOG_S = 60.0
 SKEW_S = 60.0
 FEWEST = 5  # failed attempts
 SHARE = 0.2  # of attempts that fail
+_OWN_PROJECTS = 3
+_SUSPECTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,10 @@ def of_work(frame: Frame, kinds: list[dict[str, Any]], faults: list[dict[str, An
             continue
         if not any(kind["kind"] in worker["kinds"] for worker in frame.alive):
             title = f"Nobody executes {kind['kind']}"
-            text = f"{plural(kind['due'], 'run')} wait, and no worker that is here has a handler of this kind."
+            text = f"{plural(kind['due'], 'run waits', 'runs wait')}, and no worker that is here has a handler of this kind."
             found.append(Need("warn", title, text, kind["due_since"], links=links))
         elif waits_s > BACKLOG_S:
-            text = f"{plural(kind['due'], 'run')} are due and wait. More slots, or fewer runs, would help."
+            text = f"{plural(kind['due'], 'run is', 'runs are')} due. More slots, or fewer runs, would help."
             found.append(Need("warn", f"{kind['kind']} falls behind", text, kind["due_since"], links=links))
     for pause in frame.pauses[:5]:
         held = [k for k in due if pause["kind"] in {None, k["kind"]} and pause["project_id"] is None]
@@ -101,8 +103,8 @@ def of_work(frame: Frame, kinds: list[dict[str, Any]], faults: list[dict[str, An
                 if pause["until"]
                 else " It ends when somebody resumes it."
             )
-            reason = f" Reason: {pause['reason']}" if pause["reason"] else ""
-            title = f"{what} is paused, {plural(waiting, 'run')} wait"
+            reason = f" Reason: {pause['reason'].rstrip('.')}." if pause["reason"] else ""
+            title = f"{what} is paused, {plural(waiting, 'run waits', 'runs wait')}"
             found.append(
                 Need(
                     "warn",
@@ -125,26 +127,41 @@ def of_work(frame: Frame, kinds: list[dict[str, Any]], faults: list[dict[str, An
     return found
 
 
-def of_failures(causes: list[dict[str, Any]], shares: dict[str, int]) -> list[Need]:
-    """Kinds of which many attempts fail now. `shares`: completed runs of the same time, by kind."""
+def suspects(causes: list[dict[str, Any]]) -> list[tuple[str, str | None, list[dict[str, Any]]]]:
+    """
+    Kinds of which enough attempts failed to be judged, with their causes: of one project, where it is one alone.
+
+    A kind may be here twice: for a project whose own trouble it is, and for all others.
+    """
+    groups: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+    for cause in causes:
+        project = cause["project_id"] if cause["projects"] == 1 else None
+        groups.setdefault((cause["kind"], project), []).append(cause)
+    for kind in {kind for kind, _ in groups}:
+        mine = [key for key in groups if key[0] == kind and key[1] is not None]
+        if len(mine) > _OWN_PROJECTS:  # many projects, each with trouble of its own: it is the kind's
+            groups.setdefault((kind, None), []).extend(cause for key in mine for cause in groups.pop(key))
+    found = [(kind, project, mine) for (kind, project), mine in groups.items() if sum(c["attempts"] for c in mine) >= FEWEST]
+    found.sort(key=lambda one: -sum(cause["attempts"] for cause in one[2]))
+    return found[:_SUSPECTS]
+
+
+def of_failures(judged: list[tuple[str, str | None, list[dict[str, Any]], int]]) -> list[Need]:
+    """Kinds of which many attempts fail now: suspects, and how many of their runs completed in the same time."""
     found = []
-    for kind in dict.fromkeys(cause["kind"] for cause in causes):
-        mine = [cause for cause in causes if cause["kind"] == kind]
+    for kind, project, mine, completed in judged:
         failed = sum(cause["attempts"] for cause in mine)
-        completed = shares.get(kind, 0)
-        if failed < FEWEST or failed < SHARE * (failed + completed):
+        if failed < SHARE * (failed + completed):
             continue
-        worst = mine[0]
-        is_one = all(cause["projects"] == 1 and cause["project_id"] == worst["project_id"] for cause in mine)
-        project = worst["project_id"] if is_one and worst["project_id"] != "default" else None
-        title = f"{kind} fails" + (f" for {project}" if project else "")
+        worst = max(mine, key=lambda cause: int(cause["attempts"]))
+        named = project if project != "default" else None
+        title = f"{kind} fails" + (f" for {named}" if named else "")
         text = f"{failed:,} of {failed + completed:,} attempts in the last 15 minutes."
-        path = "/runs" + query_of({"kind": kind, "project_id": project})
-        pause = {"kind": kind} | ({"project_id": project} if project else {})
+        path = "/runs" + query_of({"kind": kind, "project_id": named})
+        pause = {"kind": kind} | ({"project_id": named} if named else {})
         since = min(cause["first_at"] for cause in mine)
-        found.append(
-            Need("bad", title, text, since, code=worst["message"] or worst["code"], links=[("See its runs", path)], pause=pause)
-        )
+        code = worst["message"] or worst["code"]
+        found.append(Need("bad", title, text, since, code=code, links=[("See its runs", path)], pause=pause))
     return found
 
 

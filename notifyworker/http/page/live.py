@@ -15,7 +15,7 @@ from notifyworker.http.events import Events
 SLOWEST_S = 5.0
 _FASTEST_S = 2.0
 _SLOWED_S = 20.0
-_SHARE = 0.03  # of the event loop's time that pages may take
+_SHARE = 0.015  # of the event loop's time that drawing may take; what is read for it takes as much again
 
 
 class Live:
@@ -40,7 +40,7 @@ class Live:
         self._changed.set()
 
     def spent(self, seconds: float) -> None:
-        """A page was drawn, and took so long."""
+        """A page was drawn, and kept the event loop for so long."""
         self._spent_s += seconds
 
     async def close(self) -> None:

@@ -40,7 +40,7 @@ class Overview:
             live = [dict(row) for row in await self._queries.rows(on, "live", CAP)]
             causes, per_minute = _split(await self._queries.rows(on, "failures", since, _LOOKED_AT, CAP))
             recent, _ = _split(await self._queries.rows(on, "failures", frame.now - _RECENT, _LOOKED_AT, CAP))
-            shares = await self._shares(on, recent, frame.now)
+            judged = await self._judged(on, recent, frame.now)
             faults = [dict(row) for row in await self._worker.store.schedules_list(on) if row["error"]]
         moments, known, is_counted = await self._settled(frame.now, minutes)
         whole = live[0] if live and live[0]["is_all"] else _empty()
@@ -48,14 +48,15 @@ class Overview:
         projects = [row for row in live if row["project_id"] is not None]
         self._remember(whole["due"], whole["running"])
         needs = [
-            *attention.of_failures(recent, shares),
+            *attention.of_failures(judged),
             *attention.of_fleet(frame, self._worker.health(), self._worker.reaper_interval_s),
             *attention.of_work(frame, kinds, faults),
         ]
         needs.sort(key=lambda need: need.level != "bad")
         totals = _totals(known)
-        series = gathered(known)
-        step = -(-len(known) // 60)
+        whole_minutes, moments = known[:-1], moments[:-1]  # the last has only begun
+        series = gathered(whole_minutes)
+        step = -(-len(moments) // 60)
         starts = moments[::step]
         failed_attempts = [
             sum(per_minute.get(moments[i], 0) for i in range(at, min(at + step, len(moments))))
@@ -94,18 +95,12 @@ class Overview:
             known = [None] * minutes
         return moments, known, all(minute is not None for minute in known)
 
-    async def _shares(self, on: Any, recent: list[dict[str, Any]], now: datetime) -> dict[str, int]:
-        shares = {}
-        for kind in list(dict.fromkeys(cause["kind"] for cause in recent))[:5]:
-            mine = [cause for cause in recent if cause["kind"] == kind]
-            project = (
-                mine[0]["project_id"]
-                if {(c["projects"], c["project_id"]) for c in mine} == {(1, mine[0]["project_id"])}
-                else None
-            )
+    async def _judged(self, on: Any, recent: list[dict[str, Any]], now: datetime) -> list[tuple[str, str | None, Any, int]]:
+        judged = []
+        for kind, project, mine in attention.suspects(recent):
             row = await self._queries.row(on, "share", kind, project, now - _RECENT)
-            shares[kind] = row["completed"] if row else 0
-        return shares
+            judged.append((kind, project, mine, row["completed"] if row else 0))
+        return judged
 
     async def _kinds(
         self, live: list[dict[str, Any]], known: Sequence[Minute | None], causes: list[dict[str, Any]]
@@ -119,7 +114,7 @@ class Overview:
         names = sorted({*of_live, *sums}, key=lambda kind: (-sums.get(kind, (0, 0))[0], kind))[:_KINDS]
         async with self._pool.snapshot() as on:
             times = {row["kind"]: row for row in await self._queries.rows(on, "kind_times", names, 500)}
-        series = gathered(known, most=30)
+        series = gathered(known[:-1], most=30)
         failed_attempts: dict[str, int] = {}
         for cause in causes:
             failed_attempts[cause["kind"]] = failed_attempts.get(cause["kind"], 0) + cause["attempts"]

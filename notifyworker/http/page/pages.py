@@ -93,10 +93,7 @@ class Pages:
         page = self._pages.get(resource.canonical) if resource is not None else None
         if page is None or request.method not in {"GET", "HEAD"} or not (wants_page(request) or _is_home(request)):
             return await handler(request)
-        began = time.monotonic()
-        response = await page(request)
-        self._live.spent(time.monotonic() - began)
-        return response
+        return await page(request)
 
     async def frame(self) -> Frame:
         """The fleet, at most two seconds old. Raises DatabaseError."""
@@ -241,7 +238,10 @@ class Pages:
             async with self._pool.snapshot() as on:
                 done = await self.queries.row(on, "audit_one", int(told))
         context = {**data, "frame": frame, "now": frame.now, "done": done, "interval_s": self._worker.reaper_interval_s}
-        return self.site.render(request, template, context)
+        began = time.monotonic()
+        response = self.site.render(request, template, context)
+        self._live.spent(time.monotonic() - began)
+        return response
 
     def _state(self, leader: str | None, more: list[str]) -> dict[str, Any]:
         reasons = [*self._worker.health(), *more]

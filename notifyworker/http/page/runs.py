@@ -128,6 +128,7 @@ class Runs:
             open_ended.discard("running")
         return {
             "filter": wanted.given,
+            "chosen": dict.fromkeys(NAMES, "") | wanted.given,
             "runs": [shown_run(row, frame.now) for row in found],
             "next_cursor": cursor_of(edge) if edge is not None else None,
             "is_short": edge is not None and len(found) < PAGE,
@@ -158,7 +159,7 @@ def _is_plain(wanted: Filter) -> bool:
 
 def shown_run(row: Any, now: datetime) -> dict[str, Any]:
     """One row of a list."""
-    run = {name: value for name, value in row.items() if name not in {"edge", "error", "progress"}}
+    run = {name: value for name, value in row.items() if name not in {"edge", "error", "progress", "result"}}
     end = row["finished_at"] or now
     start = row["started_at"]
     ready = max(row["run_at"], row["created_at"])
@@ -182,7 +183,9 @@ def _said(row: Any, now: datetime) -> str:
             return ", ".join(f"{k} {v}" for k, v in progress.items())[:300] if isinstance(progress, dict) else str(progress)[:300]
         if row["state"] == "pending" and row["run_at"] > now:
             return f"{message}, next attempt at its time" if message else "not before its time"
-    return message if row["state"] != "completed" else ""
+    if row["state"] == "completed":
+        return "" if row["result"] in {None, "null"} else str(row["result"])
+    return message
 
 
 def _loaded(text: str | None) -> Any:

@@ -118,7 +118,7 @@ const latency = () => {
   fig.replaceChildren();
   plot = new uPlot({ width: fig.clientWidth, height: 190, padding: [8, 0, 0, 0], legend: { show: false }, cursor: { y: false, points: { show: false }, drag: { x: false } },
     scales: { y: { range: (_, lo, hi) => [0, Math.max(hi ?? 1, 1e-3) * 1.08] } },
-    axes: [{ grid: { show: false }, ticks: { show: false }, size: 18, gap: 4, font, stroke: text, values: (_, v) => v.map(hh) }, { grid, ticks: { show: false }, size: 44, gap: 8, font, stroke: text, space: 50 }],
+    axes: [{ grid: { show: false }, ticks: { show: false }, size: 18, gap: 4, font, stroke: text, values: (_, v) => v.map(hh) }, { grid, ticks: { show: false }, size: 44, gap: 8, font, stroke: text, space: 34 }],
     series: [{}, ...colours.map(c => ({ stroke: c, width: 1.5, spanGaps: true, points: { show: false } }))],
     hooks: { setCursor: [u => { const i = u.cursor.idx; out.textContent = i == null ? '' : hh(x[i]) + ': ' + s.map(l => l[i] == null ? 'none' : l[i] < 10 ? l[i].toFixed(1) : l[i].toFixed(0)).join(', ') + ' ms'; }] } }, [x, ...s], fig);
 };

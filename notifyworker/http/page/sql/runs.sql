@@ -11,7 +11,7 @@ WITH edges AS MATERIALIZED (
 ), held AS (  -- few, and found by their index
     SELECT run_id, project_id, kind, state, run_at, attempt, max_attempts, is_shadow, lease_owner, lease_expires_at, created_at,
            started_at, NULL::timestamptz AS finished_at, NULL::text AS error_code, NULL::text AS settled_by,
-           errors -> -1 AS error, progress
+           errors -> -1 AS error, progress, NULL::text AS result
       FROM {schema}.runs
      WHERE $1::text = 'running' AND lease_expires_at IS NOT NULL
        AND ($9::uuid IS NULL OR run_id < $9) AND ($2::text IS NULL OR kind = $2) AND ($3::text IS NULL OR project_id = $3)
@@ -23,7 +23,7 @@ WITH edges AS MATERIALIZED (
 ), live AS (
     SELECT run_id, project_id, kind, state, run_at, attempt, max_attempts, is_shadow, lease_owner, lease_expires_at, created_at,
            started_at, NULL::timestamptz AS finished_at, NULL::text AS error_code, NULL::text AS settled_by,
-           errors -> -1 AS error, progress
+           errors -> -1 AS error, progress, NULL::text AS result
       FROM {schema}.runs
      WHERE ($1::text IS NULL OR ($1 = 'pending' AND state = 'pending'))
        AND run_id >= coalesce((SELECT edge FROM edges), '00000000-0000-0000-0000-000000000000')
@@ -35,7 +35,8 @@ WITH edges AS MATERIALIZED (
      ORDER BY run_id DESC LIMIT $11
 ), settled AS (
     SELECT run_id, project_id, kind, state, run_at, attempt, max_attempts, is_shadow, NULL::text, NULL::timestamptz, created_at,
-           started_at, finished_at, error_code, settled_by, errors -> -1, progress
+           started_at, finished_at, error_code, settled_by, errors -> -1, progress,
+           CASE WHEN pg_column_size(result) < 2000 THEN left(result::text, 300) END
       FROM {schema}.run_history
      WHERE ($1::text IS NULL OR ($1 IN ('completed', 'failed', 'cancelled') AND state = $1))
        AND run_id >= coalesce((SELECT edge FROM edges), '00000000-0000-0000-0000-000000000000')
