@@ -54,6 +54,8 @@ class Actor:
     may_write: bool = True
 
 
+#: Who sent a request, once the guard has let it pass.
+ACTOR = web.RequestKey("actor", Actor)
 #: Where no token is wanted.
 LOCAL = Actor("local")
 
@@ -89,7 +91,7 @@ class Guard:
             raise Problem(403, "Forbidden", "another site's page sent this")
         if not actor.may_write and request.method not in {"GET", "HEAD", "OPTIONS"} and not _is_open(resource):
             raise Problem(403, "Forbidden", f"the token {actor.name!r} may look, and change nothing")
-        request["actor"] = actor
+        request[ACTOR] = actor
         return await handler(request)
 
     @property

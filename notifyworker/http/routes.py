@@ -17,7 +17,6 @@ from notifyworker.http.observed import Observed
 from notifyworker.http.openapi import document
 from notifyworker.http.pauses import Pauses
 from notifyworker.http.pool import Pool
-from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
 from notifyworker.store import NewRun, Row

@@ -7,9 +7,10 @@ WITH outcome AS (
 ), mine AS MATERIALIZED (
     SELECT r.run_id, o.counts, o.error,
            CASE WHEN o.delay_s IS NULL THEN r.run_at ELSE now() + o.delay_s * interval '1 s' END AS run_at,
-           CASE WHEN o.error IS NULL THEN r.errors ELSE {schema}.with_error(r.errors, o.error) END AS errors
+           CASE WHEN o.error IS NULL THEN r.errors ELSE {schema}.with_error(r.errors, o.error
+               || jsonb_build_object('started_at', to_char(r.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))) END AS errors
       FROM outcome AS o, LATERAL (
-          SELECT r.run_id, r.run_at, r.errors
+          SELECT r.run_id, r.run_at, r.errors, r.started_at
             FROM {schema}.runs AS r
            WHERE r.run_id = o.run_id AND r.lease_token = o.lease_token AND r.lease_owner = $1 AND r.state = 'running'
              FOR UPDATE SKIP LOCKED) AS r

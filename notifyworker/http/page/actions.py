@@ -14,7 +14,7 @@ from aiohttp import web
 
 from notifyworker.database import DatabaseError
 from notifyworker.errors import RunConflict, RunNotFound
-from notifyworker.http.auth import Actor
+from notifyworker.http.auth import ACTOR
 from notifyworker.http.observed import Observed
 from notifyworker.http.page import doings
 from notifyworker.http.page.asked import Doing
@@ -70,7 +70,7 @@ class Actions:
 
     async def _done(self, request: web.Request, form: Form, doing: Doing) -> web.Response:
         """Tell first, then do: what nobody was told of was not done."""
-        actor: Actor = request["actor"]
+        actor = request[ACTOR]
         target = orjson.dumps(doing.target, default=str).decode()
         queries = self._pages.queries
         begun = await queries.rows(self._pool, "audit_begin", actor.name, doing.action, target, doing.question.number)
@@ -150,8 +150,7 @@ class Actions:
         scope = {name: value for name in ("kind", "project_id") if (value := one(form, name))}
         if not scope and one(form, "all") != "1":
             raise Problem.of("kind", "choose a kind, a project or both; or everything")
-        frame = await self._pages.frame()
-        return doings.pause(self._worker.store, self._pool, scope, one(form, "seconds"), one(form, "reason"), frame)
+        return doings.pause(self._worker.store, self._pool, scope, one(form, "seconds"), one(form, "reason"))
 
     async def _resume(self, form: Form) -> Doing:
         scope = {name: value for name in ("kind", "project_id") if (value := one(form, name))}

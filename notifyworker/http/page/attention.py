@@ -13,6 +13,7 @@ FEWEST = 5  # failed attempts
 SHARE = 0.2  # of attempts that fail
 _OWN_PROJECTS = 3
 _SUSPECTS = 8
+_SCHEDULES = [("See schedules", "/schedules")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +115,10 @@ def of_work(frame: Frame, kinds: list[dict[str, Any]], faults: list[dict[str, An
                     links=[("See pauses", "/pauses")],
                 )
             )
-    for fault in faults[:3]:
-        found.append(
-            Need(
-                "bad",
-                f"The schedule {fault['name']} does not fire",
-                fault["error"],
-                fault["changed_at"],
-                links=[("See schedules", "/schedules")],
-            )
-        )
-    return found
+    return found + [
+        Need("bad", f"The schedule {fault['name']} does not fire", fault["error"], fault["changed_at"], links=_SCHEDULES)
+        for fault in faults[:3]
+    ]
 
 
 def suspects(causes: list[dict[str, Any]]) -> list[tuple[str, str | None, list[dict[str, Any]]]]:

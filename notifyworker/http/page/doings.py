@@ -12,7 +12,6 @@ from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
 from notifyworker.given import REFUSALS, Conflicts, new_pause, refused
 from notifyworker.http.observed import Observed
 from notifyworker.http.page.asked import Doing, Question
-from notifyworker.http.page.frame import Frame
 from notifyworker.http.page.shown import plural
 from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Problem
@@ -27,34 +26,12 @@ _PASSES = 50
 def on_runs(store: Store, pool: Pool, what: str, rows: Sequence[Any], target: dict[str, Any], *, is_all: bool) -> Doing:
     """Cancel or retry runs."""
     number = len(rows)
-    states = Counter(row["state"] for row in rows)
-    kinds = Counter(row["kind"] for row in rows).most_common(4)
-    facts = (
-        [
-            f"{', '.join(f'{count:,} {kind}' for kind, count in kinds)}{' and others' if len(set(r['kind'] for r in rows)) > len(kinds) else ''}."
-        ]
-        if rows
-        else []
-    )  # noqa: C401
-    if what == "cancel":
-        if states["running"]:
-            facts.append(
-                f"{plural(states['running'], 'running run')}: settled as cancelled at once, their handlers are stopped. What they did outside stays done."
-            )
-        if states["pending"]:
-            facts.append(f"{plural(states['pending'], 'pending run')} will not be executed.")
-        facts.append("This is not undone. A cancelled run can be retried, and starts again at its first attempt.")
-        title, button = f"Cancel {plural(number, 'run')}?", f"Cancel {plural(number, 'run')}"
-    else:
-        facts.append(
-            "Each goes back to pending under its own id, at its first attempt. Its result is deleted, its errors are kept."
-        )
-        facts.append("What an earlier attempt did outside is not undone, and may be done again.")
-        title, button = f"Retry {plural(number, 'run')}?", f"Retry {plural(number, 'run')}"
+    facts = _cancel_facts(rows) if what == "cancel" else _RETRY_FACTS
     if not is_all:
-        facts.append(f"More fit the filter than are done at once: these are the newest {number:,}. Do it again for the next.")
+        facts = [*facts, f"More fit than are done at once: these are the newest {number:,}. Do it again for the next."]
     if not number:
-        facts = [f"No run that fits can be {what}led." if what == "cancel" else "No run that fits can be retried."]
+        facts = ["No run that fits can be cancelled." if what == "cancel" else "No run that fits can be retried."]
+    button = f"{what.capitalize()} {plural(number, 'run')}"
 
     async def do() -> tuple[int, str | None]:
         ends_at = time.monotonic() + _LONGEST_S
@@ -75,7 +52,27 @@ def on_runs(store: Store, pool: Pool, what: str, rows: Sequence[Any], target: di
                 others["held by another transaction"] += 1
         return changed, ", ".join(f"{count:,} {why}" for why, count in others.items()) or None
 
-    return Doing(Question(title, facts, button, number, is_bad=what == "cancel"), what, target, do)
+    return Doing(Question(f"{button}?", facts, button, number, is_bad=what == "cancel"), what, target, do)
+
+
+_RETRY_FACTS = [
+    "Each goes back to pending under its own id, at its first attempt. Its result is deleted, its errors are kept.",
+    "What an earlier attempt did outside is not undone, and may be done again.",
+]
+
+
+def _cancel_facts(rows: Sequence[Any]) -> list[str]:
+    states = Counter(row["state"] for row in rows)
+    kinds = Counter(row["kind"] for row in rows)
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(4))
+    facts = [f"{listed}{' and others' if len(kinds) > 4 else ''}."]  # noqa: PLR2004 - as many as are listed
+    if states["running"]:
+        told = "settled as cancelled at once, their handlers are stopped. What they did outside stays done."
+        facts.append(f"{plural(states['running'], 'running run')}: {told}")
+    if states["pending"]:
+        facts.append(f"{plural(states['pending'], 'pending run')} will not be executed.")
+    facts.append("This is not undone. A cancelled run can be retried, and starts again at its first attempt.")
+    return facts
 
 
 def again(store: Store, pool: Pool, row: Any, how: str, edited: str | None) -> Doing:
@@ -125,7 +122,7 @@ def _scope(scope: dict[str, str]) -> str:
     return f"{kind} for {project}" if kind and project else kind or (f"all of {project}" if project else "everything")
 
 
-def pause(store: Store, pool: Pool, scope: dict[str, str], seconds: str | None, reason: str | None, frame: Frame) -> Doing:
+def pause(store: Store, pool: Pool, scope: dict[str, str], seconds: str | None, reason: str | None) -> Doing:
     """Claim none of these."""
     try:
         new = new_pause(**scope, seconds=float(seconds) if seconds else None, reason=reason)
@@ -150,7 +147,6 @@ def pause(store: Store, pool: Pool, scope: dict[str, str], seconds: str | None, 
         await store.pause(pool, new)
         return 1, None
 
-    del frame
     return Doing(
         Question(f"Pause {name}?", facts, "Pause", 1, fields=fields), "pause", {**scope, "seconds": seconds, "reason": reason}, do
     )

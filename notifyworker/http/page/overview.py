@@ -169,10 +169,8 @@ def _totals(known: Sequence[Minute | None]) -> dict[str, Any]:
 
 
 def _series(starts: list[datetime], minutes: Sequence[Minute | None], failed_attempts: list[int]) -> dict[str, Any]:
-    labels = []
     every = max(1, len(starts) // 4)
-    for index in range(every // 2, len(starts), every):
-        labels.append(((index + 0.5) / len(starts), f"{starts[index]:%H:%M}"))
+    labels = [((index + 0.5) / len(starts), f"{starts[index]:%H:%M}") for index in range(every // 2, len(starts), every)]
     return {
         "starts": starts,
         "labels": labels,

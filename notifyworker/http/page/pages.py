@@ -9,6 +9,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -81,7 +83,7 @@ class Pages:
         try:
             return await handler(request)
         except Exception as error:
-            is_for_browser = wants_page(request) or _is_home(request)
+            is_for_browser = wants_page(request) or (_is_home(request) and isinstance(error, DatabaseError))
             if not is_for_browser or (isinstance(error, web.HTTPException) and error.status < 400):  # noqa: PLR2004 - a redirect
                 raise
             return self._failed(request, error)
@@ -102,7 +104,9 @@ class Pages:
                 async with self._pool.snapshot() as on:
                     frame = await read_frame(on, self._worker, self.queries)
                 self._frame = time.monotonic(), frame
-        return self._frame[1]
+            read_at, frame = self._frame
+        age = timedelta(seconds=time.monotonic() - read_at)
+        return replace(frame, now=frame.now + age)
 
     def reads(self) -> AbstractAsyncContextManager[Connection]:
         """A snapshot to read in. Raises DatabaseError."""
@@ -138,7 +142,8 @@ class Pages:
             if text := request.query.get("q", "").strip():
                 run_id = await self._runs.of_ending(on, text)
                 if run_id is not None:
-                    raise web.HTTPSeeOther(f"{self.site.base(request)}/runs/{run_id}")
+                    target = f"{self.site.base(request)}/runs/{run_id}"
+                    raise web.HTTPSeeOther(target)
             data = await self._runs.read(on, frame, request)
         return await self._drawn(request, "runs.html", frame, data)
 

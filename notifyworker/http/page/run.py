@@ -135,7 +135,7 @@ def _attempts(
     found: list[dict[str, Any]] = []
     ready = max(run["created_at"], min(run["run_at"], run["started_at"] or run["run_at"])) if not errors else run["created_at"]
     for index, entry in enumerate(errors):
-        found.append(_ended(entry, ready, (begin, end), now, reaps, index))
+        found.append(_ended(entry, ready, (begin, end), reaps, now=now, index=index))
         ready = entry["at"] or ready
     if run["started_at"] is not None and (run["state"] in {"running", "completed", "cancelled"} or not errors):
         found.append(_last(run, ready, (begin, end), now))
@@ -159,8 +159,9 @@ def _ended(
     entry: dict[str, Any],
     ready: datetime,
     window: tuple[datetime, datetime],
-    now: datetime,
     reaps: list[dict[str, Any]],
+    *,
+    now: datetime,
     index: int,
 ) -> dict[str, Any]:
     at, start = entry["at"] or ready, entry["started_at"]

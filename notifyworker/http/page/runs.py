@@ -165,12 +165,12 @@ def shown_run(row: Any, now: datetime) -> dict[str, Any]:
     ready = max(row["run_at"], row["created_at"])
     run["took_s"] = (end - start).total_seconds() if start else None
     run["pickup_s"] = max(0.0, (start - ready).total_seconds()) if start and row["attempt"] == 1 else None
-    run["said"] = _said(row, now)
+    run["said"] = _said(row)
     run["may"] = {"pending": ["cancel"], "running": ["cancel"]}.get(row["state"], ["retry"])
     return run
 
 
-def _said(row: Any, now: datetime) -> str:
+def _said(row: Any) -> str:
     """The last that is known of a run, in a line."""
     error = _loaded(row["error"])
     message = ""
@@ -181,8 +181,6 @@ def _said(row: Any, now: datetime) -> str:
         progress = _loaded(row["progress"])
         if row["state"] == "running" and progress is not None:
             return ", ".join(f"{k} {v}" for k, v in progress.items())[:300] if isinstance(progress, dict) else str(progress)[:300]
-        if row["state"] == "pending" and row["run_at"] > now:
-            return f"{message}, next attempt at its time" if message else "not before its time"
     if row["state"] == "completed":
         return "" if row["result"] in {None, "null"} else str(row["result"])
     return message

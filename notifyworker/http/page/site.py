@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 from jinja2 import DictLoader, Environment, StrictUndefined
 
-from notifyworker.http.auth import LOCAL, Actor
+from notifyworker.http.auth import ACTOR, LOCAL, Actor
 from notifyworker.http.page import charts, shown
 from notifyworker.http.page.assets import Assets
 from notifyworker.settings import PREFIX
@@ -53,7 +53,7 @@ class Site:
 
     def render(self, request: web.Request, template: str, data: Mapping[str, Any], *, status: int = 200) -> web.Response:
         """Draw a page."""
-        actor: Actor = request.get("actor", LOCAL)
+        actor: Actor = request.get(ACTOR, LOCAL)
         context = {
             "base": self.base(request),
             "here": request.path,
