@@ -99,7 +99,9 @@ async def _is_running(connection: Any, run_id: uuid.UUID) -> bool:
 
 #: NUL, depth and surrogates in a payload, years beyond 9999, a time that is over, a pause of nothing in particular, and cron that can't be read are
 #: refused though JSON schema can't say so.
-NOT_SAID = {name: [checks.positive_data_acceptance] for name in ("insert_run", "login", "pause", "resume", "put_schedule")}
+NOT_SAID = {
+    name: [checks.positive_data_acceptance] for name in ("insert_run", "login", "pause", "resume", "put_schedule", "act", "asset")
+}
 
 
 async def test_what_the_document_says_holds(url, connection) -> None:

@@ -68,7 +68,7 @@ ACTIONS = {
     "SELECT * FROM notifyworker.pauses": READS,
     "SELECT * FROM notifyworker.schedules": READS,
     "SELECT * FROM notifyworker.audit": READS,
-    "INSERT INTO notifyworker.audit (actor, action, target, matched) VALUES ('a', 'b', '{}', 1)": {"worker"},
+    "INSERT INTO notifyworker.audit (actor, action, target, matched) VALUES ('a', 'b', '[]', 1)": {"worker"},
     "UPDATE notifyworker.audit SET changed = 1": {"worker"},
     "DELETE FROM notifyworker.audit": {"worker"},
     "INSERT INTO notifyworker.schedules (name, cron, kind) VALUES ('s', '* * * * *', 'a')": {"worker", "operator"},
