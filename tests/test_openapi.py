@@ -21,6 +21,8 @@ from notifyworker.http.auth import OPEN
 from notifyworker.store import NewRun
 
 LATE = datetime(9999, 12, 31, tzinfo=UTC)
+#: Read before any worker starts: what it imports keeps a loaded machine's event loop for seconds.
+SCHEMA = schemathesis.openapi.from_dict(openapi.document("0"))
 EXAMPLES = 20  # an operation and a manner, of valid and of invalid requests
 
 
@@ -105,7 +107,6 @@ NOT_SAID = {
 
 
 async def test_what_the_document_says_holds(url, connection) -> None:
-    schema = schemathesis.openapi.from_dict(openapi.document("0"))
     ids = [str(row["run_id"]) for row in await connection.fetch("SELECT run_id FROM notifyworker.all_runs WHERE kind <> 'held'")]
     called: list[tuple[str, int]] = []
 
@@ -125,7 +126,7 @@ async def test_what_the_document_says_holds(url, connection) -> None:
         )
         configured(hypothesis.given(operation.as_strategy(mode, **fixed))(lambda case: call(case, name)))()
 
-    for found in schema.get_all_operations():
+    for found in SCHEMA.get_all_operations():
         operation = found.ok()
         if operation.path in {"/events", "/live"}:
             continue  # they have no end

@@ -511,7 +511,7 @@ async def test_nothing_a_producer_sends_becomes_markup(ask: Caller, connection) 
 async def test_it_shows_what_it_knew_while_the_database_is_away() -> None:
     async with Cluster() as cluster:
         await migrate(cluster.dsn, "notifyworker")
-        async with serve(cluster.dsn) as ask:  # noqa: F811
+        async with serve(cluster.dsn) as ask:
             await ask.insert(kind="invoice.sync")
             assert "invoice.sync" in words(await ask.get("/", headers=HTML))
             await cluster.stop()
