@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from notifyworker.database import DatabaseError, Link, brief, is_refusal
-from notifyworker.lanes import Key, Lanes
+from notifyworker.lanes import Batch, Key, Lanes, Seen
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.run import Desk, Run
@@ -67,11 +67,16 @@ class Claims:
         #: Since when, in time.monotonic(), and why nothing can be claimed.
         self.error: tuple[float, str] | None = None
         self.is_claiming = False
-        self._lanes = Lanes()
+        self._lanes = Lanes(settings.priority_ageing_s)
         self._stopping = False
         self._doubt_until = 0.0
         self._half = (settings.concurrency + settings.prefetch + 1) // 2
         self._clock = asyncio.get_running_loop().time
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether a run that ends may make room for another by a limit or a key."""
+        return self._lanes.any_limited
 
     def stop(self) -> None:
         """Claim no more; what is on its way is still taken."""
@@ -132,32 +137,38 @@ class Claims:
         began = self._clock()
         self._lanes.begin()
         rows = await self._store.lanes(self._link, self._served)
-        seen = [(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"]) for row in rows]
+        seen = (Seen(*(row[name] for name in Seen._fields)) for row in rows)
         is_ready = self._lanes.looked(seen, began, self._clock())
-        due_in_s = min((row["due_in_s"] for row in rows if row["due_in_s"] is not None), default=float("inf"))
+        dues = (row[name] for row in rows for name in ("due_in_s", "token_in_s"))
+        due_in_s = min((due for due in dues if due is not None), default=float("inf"))
         return is_ready, max(0.001, due_in_s)
 
     async def _claim(self) -> bool:
         """Claim from the marks on. Tell whether there may be more."""
-        limit = min(self._free(), max(_HALVED_FROM, self._half))
-        lanes = self._lanes.to_read()
+        may_be_more = False
+        for batch in self._lanes.batches(min(self._free(), max(_HALVED_FROM, self._half))):
+            if (limit := min(self._free(), max(_HALVED_FROM, self._half))) <= 0:
+                return True
+            may_be_more = await self._claim_of(batch, limit) or may_be_more
+        return may_be_more
+
+    async def _claim_of(self, batch: Batch, limit: int) -> bool:
+        """Claim from lanes of one sort. Tell whether there may be more."""
         sent_at = self._clock()
         slack = self._lanes.slack(sent_at)
         self._lanes.begin()
         runs = await self._store.claim(
-            self._link, self._served, lanes, slack, limit=limit, lease_owner=self._lease_owner, lease_s=self._settings.lease_s,
+            self._link, self._served, batch, slack, limit=limit, lease_owner=self._lease_owner, lease_s=self._settings.lease_s,
             enforce_shadow=self._settings.shadow == "enforce", desk=self._desk,
         )  # fmt: skip
         self._lanes.read(slack, sent_at, self._clock())
         self._metrics.claims.labels("some" if runs else "none").inc()
-        self.more = len(runs) == limit
+        self.more = self._lanes.have_more(batch, runs, limit)
         self._on_answer(found=bool(runs), has_more=self.more)
         if runs:
             runs.sort(key=_turn)
-            self._note_marks(runs)
+            self._note_marks(runs, is_limited=batch.is_limited)
             self._on_claimed(runs, sent_at)
-        if not self.more:
-            self._lanes.exhausted(lanes)
         return self.more
 
     async def _find_orphans(self) -> None:
@@ -168,10 +179,11 @@ class Claims:
                 if (row["run_id"], row["lease_token"]) not in known:
                     self._on_orphan(row)
 
-    def _note_marks(self, runs: list[Run]) -> None:
+    def _note_marks(self, runs: list[Run], *, is_limited: bool) -> None:
         last: dict[Key, float] = {}
         for run in runs:
-            last[run.kind, run.project_id, -run.priority] = run.due_at_s  # a lane's runs come in the order of run_at
+            run.is_limited = is_limited
+            last[run.kind, run.project_id, -2 * run.priority] = run.due_at_s  # a lane's runs come in the order of run_at
         for key, due_at_s in last.items():
             self._lanes.found(key, datetime.fromtimestamp(due_at_s, UTC))
 

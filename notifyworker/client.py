@@ -21,7 +21,10 @@ from notifyworker.given import (
     Conflicts,
     as_dict,
     check_integer,
+    check_share,
     check_text,
+    limit_scope,
+    new_limit,
     new_pause,
     new_run,
     new_schedule,
@@ -33,6 +36,7 @@ from notifyworker.pause import Backoff
 from notifyworker.run import TERMINAL, State
 from notifyworker.settings import Settings
 from notifyworker.store import NewRun, Store
+from notifyworker.trace import sending
 
 
 class Client:
@@ -70,8 +74,9 @@ class Client:
 
         Raises InvalidRun, naming the column.
         """
-        new = new_run(kind, payload, **columns)
-        return (await self.insert(new, connection=connection))[0]
+        with sending(kind, columns.get("headers")) as (headers, sent):
+            new = new_run(kind, payload, **columns | {"headers": headers})
+            return sent.as_run((await self.insert(new, connection=connection))[0])
 
     async def insert(self, new: NewRun, *, connection: Queryable | None = None) -> tuple[UUID, bool]:
         """As `enqueue`, of a run that was checked; the second value is True if the run was there already."""
@@ -87,13 +92,15 @@ class Client:
         on = connection or await self._connected()
         ids: list[UUID] = []
         batch: list[NewRun] = []
-        for payload in payloads:
-            batch.append(new_run(kind, payload, **columns))
-            if len(batch) == 1000:  # noqa: PLR2004 - a few round trips, and a bounded statement
+        with sending(kind, columns.get("headers")) as (headers, sent):
+            for payload in payloads:
+                batch.append(new_run(kind, payload, **columns | {"headers": headers}))
+                if len(batch) == 1000:  # noqa: PLR2004 - a few round trips, and a bounded statement
+                    ids += await self._insert_batch(on, batch)
+                    batch = []
+            if batch:
                 ids += await self._insert_batch(on, batch)
-                batch = []
-        if batch:
-            ids += await self._insert_batch(on, batch)
+            sent.as_batch(len(ids))
         return ids
 
     async def _insert_batch(self, on: Queryable, batch: list[NewRun]) -> list[UUID]:
@@ -165,6 +172,49 @@ class Client:
     async def pauses(self) -> builtins.list[dict[str, Any]]:
         """Return what is paused now; None as kind or project_id: every one."""
         return [dict(row) for row in await self._store.pauses_list(await self._connected())]
+
+    async def set_limit(
+        self,
+        kind: str | None = None,
+        project_id: str | None = None,
+        per: str = "all",
+        *,
+        max_running: int | None = None,
+        rate: int | None = None,
+        per_s: float | None = None,
+        burst: int | None = None,
+    ) -> None:
+        """
+        Make a limit, or change it to exactly this: of a kind, a project, both or, named by neither, of all runs.
+
+        `max_running` at once, `rate` begun in `per_s` seconds (1), `burst` of them at once after a pause (a second's worth).
+        They count `all` together, or each `project`, or each concurrency `key`. Raises InvalidRun, naming the field.
+        """
+        new = new_limit(
+            kind=kind, project_id=project_id, per=per, max_running=max_running, rate=rate, per_s=per_s, burst=burst
+        )  # fmt: skip
+        try:
+            await self._store.limit_set(await self._connected(), new)
+        except REFUSALS as error:
+            raise refused(error) from error
+
+    async def remove_limit(self, kind: str | None = None, project_id: str | None = None, per: str = "all") -> bool:
+        """End exactly this limit; False if there was none."""
+        limit_scope(kind=kind, project_id=project_id, per=per)
+        return await self._store.limit_remove(await self._connected(), kind, project_id, per)
+
+    async def limits(self) -> builtins.list[dict[str, Any]]:
+        """Return all limits, each with how many places of it are taken (`running`); None as kind or project_id: every one."""
+        return [dict(row) for row in await self._store.limits_list(await self._connected())]
+
+    async def set_share(self, project_id: str, weight: float) -> None:
+        """Give a project this part of the slots while several have something ready; 1 is what each has. Raises InvalidRun."""
+        check_share(project_id, weight)
+        await self._store.share_set(await self._connected(), project_id, float(weight))
+
+    async def shares(self) -> builtins.list[dict[str, Any]]:
+        """Return the projects with another weight than 1."""
+        return [dict(row) for row in await self._store.shares_list(await self._connected())]
 
     async def put_schedule(self, name: str, cron: str, kind: str, payload: Any = None, **columns: Any) -> None:
         """

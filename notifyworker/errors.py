@@ -89,6 +89,10 @@ class LeaseLost(NotifyWorkerError):
         self.during = during
 
 
+class HandlerProcessEnded(NotifyWorkerError):
+    """The process that executed a handler has ended by itself, or was killed. It costs the run its attempt."""
+
+
 class Cancel(NotifyWorkerError):
     """Raised by a handler: settle this run as cancelled."""
 

@@ -8,6 +8,7 @@ or nothing, when the lease is no longer ours and there is nothing left to write.
 import asyncio
 import contextlib
 import contextvars
+import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
@@ -18,6 +19,8 @@ from notifyworker.errors import Cancel, Code, Fail, PauseKind, Snooze
 from notifyworker.handlers import Handler
 from notifyworker.observe import log
 from notifyworker.payload import clean_text
+from notifyworker.plain import ThreadDesk
+from notifyworker.processes import ElsewhereError, Processes, Unfit, Unstorable
 from notifyworker.run import Outcome, Run, State
 
 MESSAGE_BYTES = 8 * 1024
@@ -30,7 +33,9 @@ Why: TypeAlias = Literal["timeout", "lost", "stopping"]
 class Attempt:
     """One attempt in this process: the run, its handler, and why it was ended, if it was."""
 
-    __slots__ = ("began_at", "ended_at", "handler", "is_committing", "is_settled", "run", "task", "thread", "timer", "why")
+    __slots__ = (
+        "began_at", "ended_at", "handler", "is_committing", "is_settled", "run", "task", "thread", "thread_id", "timer", "why",
+    )  # fmt: skip
 
     def __init__(self, run: Run, handler: Handler) -> None:
         self.run = run
@@ -39,6 +44,7 @@ class Attempt:
         self.task: asyncio.Task[Any] | None = None
         #: The call in a thread: no cancellation ends it.
         self.thread: Future[Any] | None = None
+        self.thread_id: int | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.began_at = self.ended_at = 0.0
         self.why: Why | None = None
@@ -60,17 +66,24 @@ async def execute(
     attempt: Attempt,
     *,
     threads: Executor,
+    processes: Processes,
     worker: str,
     max_result_bytes: int,
+    on_begun: Callable[[Attempt], None],
     on_pause: Callable[[str, PauseKind], Awaitable[None]],
 ) -> Outcome | None:
-    """Call the handler; None if there is nothing to write. `on_pause` is awaited when it asks for a pause of its kind."""
+    """
+    Call the handler; None if there is nothing to write.
+
+    `on_begun` is called when a process has begun it: only then does its timeout begin to count. `on_pause` is awaited when
+    it asks for a pause of its kind.
+    """
     run, handler = attempt.run, attempt.handler
     if run.expired:
         error = error_entry(run, Code.EXPIRED, "expires_at passed before it was started", None)
         return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, error=error, was_started=False)
     try:
-        arguments = handler.arguments(run)
+        arguments = () if handler.in_process else handler.arguments(run)
     except ValueError as error:
         return _failed(run, Code.BAD_PAYLOAD, str(error), None, worker)
     except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes: the same again next time
@@ -79,8 +92,11 @@ async def execute(
         if handler.is_async:
             result = await handler.function(*arguments)
         else:
-            attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, handler.function, arguments)
-            result = await asyncio.wrap_future(attempt.thread)
+            result = await _begun(attempt, arguments, threads, processes, on_begun)
+    except Unfit as error:
+        return _failed(run, Code.BAD_PAYLOAD, str(error), error if error.__cause__ else None, worker)
+    except Unstorable as error:
+        return _unstorable(run, error, worker)
     except PauseKind as error:
         with contextlib.suppress(asyncio.CancelledError):  # the end from outside counts: below
             await on_pause(run.kind, error)
@@ -92,9 +108,23 @@ async def execute(
     return completed(run, result, worker, max_result_bytes)
 
 
-def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _begun(
+    attempt: Attempt, arguments: tuple[Any, ...], threads: Executor, processes: Processes, on_begun: Callable[[Attempt], None]
+) -> Awaitable[Any]:
+    """Give a plain handler to a thread or a process; what is returned is its result."""
+    if attempt.handler.in_process:
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        return processes.call(attempt.run, attempt.handler, lambda: on_begun(attempt))
+    attempt.run.sit_at(ThreadDesk(attempt.run))
+    attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, attempt, arguments)
+    return asyncio.wrap_future(attempt.thread)
+
+
+def _in_thread(attempt: Attempt, arguments: tuple[Any, ...]) -> Any:
+    attempt.thread_id = threading.get_ident()
     try:
-        return function(*arguments)
+        return attempt.handler.function(*arguments)
     except StopIteration as error:  # no future can hold one: whoever waits for it would wait for ever
         message = "the handler raised StopIteration"
         raise RuntimeError(message) from error
@@ -166,11 +196,15 @@ def completed(run: Run, result: object, worker: str, max_result_bytes: int) -> O
     try:
         text = None if result is None else payloads.encode(result)
     except payloads.Unencodable as error:
-        return _failed(run, Code.BAD_RESULT, f"the result can't be stored: {error}".replace("$", "result", 1), None, worker)
+        return _unstorable(run, error, worker)
     if text is not None and (size := len(text.encode())) > max_result_bytes:
         message = f"the result has {size} bytes, more than max_result_bytes={max_result_bytes}"
         return _failed(run, Code.BAD_RESULT, message, None, worker)
     return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.COMPLETED, result=text, effects=run.recorded_effects)
+
+
+def _unstorable(run: Run, error: Exception, worker: str) -> Outcome:
+    return _failed(run, Code.BAD_RESULT, f"the result can't be stored: {error}".replace("$", "result", 1), None, worker)
 
 
 def _retried_or_failed(attempt: Attempt, code: Code, message: str, error: BaseException, worker: str) -> Outcome:
@@ -208,6 +242,8 @@ def _failed(run: Run, code: Code, message: str, error: BaseException | None, wor
 
 
 def _traceback(error: BaseException) -> str:
+    if isinstance(error.__cause__, ElsewhereError):
+        return clean_text(error.__cause__.traceback, TRACEBACK_BYTES)
     # Not our own frame, by which the handler was called.
     below = error.__traceback__.tb_next if error.__traceback__ is not None else None
     try:

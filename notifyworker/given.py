@@ -15,7 +15,7 @@ import asyncpg
 from notifyworker import cron as crons
 from notifyworker import payload as payloads
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
-from notifyworker.store import NewPause, NewRun, NewSchedule, Row
+from notifyworker.store import NewLimit, NewPause, NewRun, NewSchedule, Row
 
 _YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _COLUMNS = frozenset(NewRun.__dataclass_fields__) - {"kind", "payload"}
@@ -118,6 +118,54 @@ def new_pause(**given: Any) -> NewPause:
     if seconds is not None and given.get("until") is not None:
         raise InvalidRun("seconds", "is given beside until", hint="give one of them")
     return NewPause(**given)
+
+
+def new_limit(**given: Any) -> NewLimit:
+    """Check a limit. Raises InvalidRun, which names the field."""
+    limit = limit_scope(**given)
+    of_key = limit.per == "key"
+    if limit.max_running is None and limit.rate is None:
+        raise InvalidRun("max_running", "is missing, and so is rate", hint="give one of them, or both")
+    if limit.max_running is not None:
+        check_integer("max_running", limit.max_running, 1 if of_key else 0, 1000 if of_key else 100_000)
+    for name in ("rate", "burst"):
+        if getattr(limit, name) is not None:
+            check_integer(name, getattr(limit, name), 1, 1_000_000)
+    per_s = limit.per_s
+    if per_s is not None and (
+        isinstance(per_s, bool) or not isinstance(per_s, int | float) or not 0.001 <= per_s <= 31 * 86400  # noqa: PLR2004 - as the column
+    ):
+        raise InvalidRun("per_s", f"must be seconds between 0.001 and 2678400 (31 days), not {per_s!r:.100}")
+    for name in ("per_s", "burst"):
+        if limit.rate is None and getattr(limit, name) is not None:
+            raise InvalidRun(name, "is given without a rate", hint="say by rate how many runs may begin in per_s seconds")
+    return limit
+
+
+def limit_scope(**given: Any) -> NewLimit:
+    """Check which limit is meant, and nothing else of it. Raises InvalidRun, which names the field."""
+    if unknown := sorted(set(given) - set(NewLimit.__dataclass_fields__)):
+        raise InvalidRun(unknown[0], "a limit has no such field", hint=f"there are: {', '.join(NewLimit.__dataclass_fields__)}")
+    for name in ("kind", "project_id"):
+        if given.get(name) is not None:
+            check_text(name, given[name], 200)
+    limit = NewLimit(**given)
+    if limit.per not in ("all", "project", "key"):
+        raise InvalidRun("per", f"must be all, project or key, not {limit.per!r:.100}")
+    if limit.per == "key" and limit.kind is not None:
+        raise InvalidRun(
+            "kind", "is given beside per='key'", hint="leave it out: a key is its project's, whatever the kind of a run"
+        )
+    if limit.per == "project" and limit.project_id is not None:
+        raise InvalidRun("project_id", "is given beside per='project'", hint="leave one of them out")
+    return limit
+
+
+def check_share(project_id: Any, weight: Any) -> None:
+    """Raise InvalidRun unless they are a project and a weight."""
+    check_text("project_id", project_id, 200)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.001 <= weight <= 1000:  # noqa: PLR2004 - as the column
+        raise InvalidRun("weight", f"must be a number between 0.001 and 1000, not {weight!r:.100}")
 
 
 def new_schedule(name: str, cron: str, kind: str, payload: Any = None, **columns: Any) -> NewSchedule:

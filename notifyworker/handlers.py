@@ -1,11 +1,13 @@
 """Which function executes which kind, and how it is called. Everything that can be wrong with it is told at import."""
 
 import inspect
+import pickle
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from notifyworker import payload as payloads
 from notifyworker.errors import HandlerError
@@ -14,10 +16,21 @@ from notifyworker.run import Run
 
 AnyHandler = TypeVar("AnyHandler", bound=Callable[..., Any])
 
+#: Where a plain handler is executed: in a thread of the worker, or in a process of its own.
+Executor: TypeAlias = Literal["thread", "process"]
+
+#: Below this no interpreter gets as far as a handler.
+_LEAST_MEMORY_BYTES = 16 * 1024 * 1024
+_STATM = Path("/proc/self/statm")
+
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One kind's function, inspected. `timeout_s` is that of one attempt; None: no limit."""
+    """
+    One kind's function, inspected. `timeout_s` is that of one attempt; None: no limit.
+
+    With `in_process`, `memory_limit_bytes` is what its process may take; None: no limit.
+    """
 
     kind: str
     function: Callable[..., Any]
@@ -26,6 +39,8 @@ class Handler:
     convert: Callable[[Any], Any] | None
     timeout_s: float | None
     retry: Retry
+    in_process: bool = False
+    memory_limit_bytes: int | None = None
 
     def arguments(self, run: Run) -> tuple[Any, ...]:
         """What to call it with. Raises ValueError (Mismatch) for a payload that does not fit; the text names the field."""
@@ -41,23 +56,36 @@ class Handlers:
     def __init__(self) -> None:
         self._by_kind: dict[str, Handler] = {}
 
-    def add(self, kind: str, function: Callable[..., Any], *, timeout: float | timedelta | None, retry: Retry) -> None:
-        """Register. Raises HandlerError if the kind is taken or unusable, or the function can't be called as one."""
+    def add(
+        self,
+        kind: str,
+        function: Callable[..., Any],
+        *,
+        timeout: float | timedelta | None,
+        retry: Retry,
+        executor: Executor | None = None,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        """Register. Raises HandlerError if the kind is taken or unusable, or the function can't be called as asked."""
         if not isinstance(kind, str) or not 1 <= len(kind) <= 200 or payloads.find_fault(kind):  # noqa: PLR2004 - as the column
             message = f"kind must be text of 1 to 200 characters, not {kind!r:.100}"
             raise HandlerError(message, hint='@worker.handler("email.send")')
         if (other := self._by_kind.get(kind)) is not None:
             message = f"two handlers for kind {kind!r}: {_name(other.function)} and {_name(function)}"
             raise HandlerError(message, hint="a kind has one handler; rename one of them")
-        wants_payload, convert = _inspect(kind, function)
+        wants_payload, convert = inspected(kind, function)
+        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - asked what it is, not whether
+        _check_executor(kind, function, executor, memory_limit_bytes, is_async=is_async)
         self._by_kind[kind] = Handler(
             kind=kind,
             function=function,
-            is_async=inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)),  # noqa: B004 - asked what it is, not whether
+            is_async=is_async,
             wants_payload=wants_payload,
             convert=convert,
             timeout_s=_seconds(kind, timeout),
             retry=retry,
+            in_process=executor == "process",
+            memory_limit_bytes=memory_limit_bytes,
         )
 
     def of(self, kinds: list[str] | None) -> Mapping[str, Handler]:
@@ -74,7 +102,41 @@ class Handlers:
         return list(self._by_kind)
 
 
-def _inspect(kind: str, function: Any) -> tuple[bool, Callable[[Any], Any] | None]:
+def _check_executor(
+    kind: str, function: Any, executor: Executor | None, memory_limit_bytes: int | None, *, is_async: bool
+) -> None:
+    if executor not in {None, "thread", "process"}:
+        message = f"executor of {kind!r} is thread or process, not {executor!r:.100}"
+        raise HandlerError(message)
+    if executor is not None and is_async:
+        message = f"executor of {kind!r}: an async handler is executed by the event loop"
+        raise HandlerError(message, hint="make it a plain def, or leave executor out")
+    if memory_limit_bytes is not None:
+        is_bytes = isinstance(memory_limit_bytes, int) and memory_limit_bytes >= _LEAST_MEMORY_BYTES
+        if executor != "process" or not is_bytes:
+            message = f"memory_limit_bytes of {kind!r} is a number of at least {_LEAST_MEMORY_BYTES}, of a process"
+            raise HandlerError(message, hint='executor="process", memory_limit_bytes=512 * 1024 * 1024')
+        if not _STATM.exists():
+            message = f"memory_limit_bytes of {kind!r}: this system has no /proc to read a process's memory from"
+            raise HandlerError(message, hint="leave it out")
+    name = getattr(function, "__qualname__", "<")
+    if executor == "process" and ("<" in name or not hasattr(function, "__module__")):
+        message = f"executor of {kind!r}: another process can't import {_name(function)} by its name"
+        raise HandlerError(message, hint="define it with def, at the top level of a module")
+
+
+def by_name(handler: Handler) -> bytes:
+    """Pickle a handler's function, which is done by its name. Raises HandlerError if the name leads elsewhere."""
+    try:
+        return pickle.dumps(handler.function)
+    except (pickle.PicklingError, AttributeError, TypeError, ImportError) as error:
+        message = f"the handler of {handler.kind!r} can't be executed in a process: {error}"
+        hint = "it must be what its name in its module says; let worker.handler be the outermost decorator"
+        raise HandlerError(message, hint=hint) from None
+
+
+def inspected(kind: str, function: Any) -> tuple[bool, Callable[[Any], Any] | None]:
+    """Whether a function takes the payload, and how that is converted. Raises HandlerError."""
     if not callable(function):
         message = f"the handler of {kind!r} is no function but {type(function).__name__}"
         raise HandlerError(message)

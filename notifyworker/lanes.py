@@ -1,7 +1,8 @@
 """
 Where to look for work: the lanes that a worker knows, and from which place on each is read.
 
-A lane is what the claim's index leads with: kind, project and priority; within it runs are in the order of `run_at`.
+A lane is what the claim's index leads with: kind, project and rank, which is the priority and whether its runs have a
+concurrency key; within it runs are in the order of `run_at`.
 While any session of the server holds an old snapshot (a report, a dump, a transaction that was forgotten), nothing
 that was claimed can be vacuumed, and a claim that reads a lane from its beginning walks over all of it again: this is
 how queues on Postgres collapse. So a claim reads each lane from its *mark*, the place where the last one found
@@ -10,11 +11,20 @@ one of three ways: somebody tells how far back it lies (`lower`: a notification 
 seen a transaction stay open); a claim now and then reads from farther back (`slack`); or a look from the beginning
 finds it. Such a look costs a fraction of a millisecond as a rule and much more over many dead rows, so it is made
 whenever it takes less than a twentieth of the time.
+
+Lanes that limits or keys concern are claimed by another statement (schema/0012_limits.sql), so that nobody else pays for
+it: a claim of lanes of both sorts is made in several batches, each of one sort. Lanes of runs with keys have no mark: a run
+that has waited for its key comes back to its old place.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby, islice
+from typing import NamedTuple, Protocol
+
+from notifyworker.shares import Shares
 
 #: Transactions commit in another order than they begin in: a lane is read from so far before its mark; and from so
 #: much farther now and then, while looks from the beginning are rare.
@@ -32,30 +42,71 @@ Key = tuple[str, str, int]
 
 @dataclass(slots=True)
 class Lane:
-    """One lane: its key, and the place from which it is read. `rank` is the negative priority: lower goes first."""
+    """
+    One lane: its key, and the place from which it is read.
+
+    `rank`, lower first, is minus twice the priority, and one more for runs with a concurrency key (migrate.RANK).
+    """
 
     kind: str
     project_id: str
     rank: int
     mark: datetime
     is_ready: bool = True
-    order: tuple[int, datetime] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Fix its place among the others until the next look."""
-        self.order = self.rank, self.mark
+    is_limited: bool = False
+    #: The priority that counts, lower first: with ageing it falls while the head of the lane waits.
+    level: int = 0
+    #: The place of its head at the last look, by which it is placed among others of its level until the next.
+    head: datetime = EPOCH
 
     def read_from(self, slack: timedelta) -> datetime:
         """The place from which it is read."""
-        return max(EPOCH, self.mark - slack)
+        return EPOCH if self.rank & 1 else max(EPOCH, self.mark - slack)
+
+
+class Taken(Protocol):
+    """What is asked of a run that was claimed."""
+
+    kind: str
+    project_id: str
+    priority: int
+
+
+class Seen(NamedTuple):
+    """A lane as a look finds it. `waited_s`: since when its head is due; `weight`: of its project."""
+
+    kind: str
+    project_id: str
+    rank: int
+    mark: datetime
+    is_ready: bool
+    is_limited: bool = False
+    waited_s: float = 0.0
+    weight: float = 1.0
+
+
+class Batch(NamedTuple):
+    """Lanes of one sort, to be read by one claim, and how many runs it takes of each at most."""
+
+    lanes: Sequence[Lane]
+    most: Sequence[int]
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether limits or keys concern them."""
+        return self.lanes[0].is_limited
 
 
 class Lanes:
-    """The lanes of one reader. `now` is time.monotonic()."""
+    """The lanes of one reader, whose runs gain a priority each `ageing_s` seconds, if any. `now` is time.monotonic()."""
 
-    def __init__(self) -> None:
+    def __init__(self, ageing_s: float | None = None) -> None:
+        self._ageing_s = ageing_s
+        self._shares = Shares()
         self._lanes: dict[Key, Lane] = {}
         self._in_order: list[Lane] = []
+        #: Whether limits or keys concern any of them.
+        self.any_limited = False
         self._look_again_at = 0.0
         self._wide_again_at = 0.0
         # How far back was told of since the claim or look that is under way began: that one has not seen it.
@@ -69,10 +120,44 @@ class Lanes:
         return len(self._lanes)
 
     def to_read(self) -> Sequence[Lane]:
-        """Lanes in the order in which a claim reads them: higher priority first, then by the age of their heads."""
-        if len(self._in_order) <= LANES_A_CLAIM:
-            return self._in_order
-        return [lane for lane in self._in_order if lane.is_ready][:LANES_A_CLAIM]
+        """
+        Lanes in the order in which a claim reads them: higher priority first, then the project that was served least, then
+        by the age of their heads. Of more lanes than one claim reads, those that are ready, in the order of the last look.
+        """
+        if len(self._in_order) > LANES_A_CLAIM:
+            return list(islice((lane for lane in self._in_order if lane.is_ready), LANES_A_CLAIM))
+        if self._shares.are_several and self._shares.have_moved:
+            self._in_order.sort(key=self._place)
+            self._shares.have_moved = False
+        return self._in_order
+
+    def batches(self, limit: int) -> list[Batch]:
+        """
+        Return the same in the pieces in which a claim of up to `limit` runs reads them, each with limits throughout or without.
+
+        Where there are both sorts, lanes in which nothing is known to be ready come last, so that as a rule they are not
+        read at all.
+        """
+        lanes = self.to_read()
+        if not lanes:
+            return []
+        if not self.any_limited:
+            return [self._batch(lanes, limit)]
+        ready = [lane for lane in lanes if lane.is_ready]
+        rest = sorted((lane for lane in lanes if not lane.is_ready), key=lambda lane: lane.is_limited)
+        pieces = (list(some) for part in (ready, rest) for _, some in groupby(part, key=lambda lane: lane.is_limited))
+        return [self._batch(piece, limit) for piece in pieces]
+
+    def _batch(self, lanes: Sequence[Lane], limit: int) -> Batch:
+        if not self._shares.are_several:
+            return Batch(lanes, [limit] * len(lanes))
+        most: list[int] = []
+        for _, level in groupby(lanes, key=lambda lane: lane.level):
+            most += self._shares.split([(lane.project_id, lane.is_ready) for lane in level], limit)
+        return Batch(lanes, most)
+
+    def _place(self, lane: Lane) -> tuple[int, float, datetime]:
+        return lane.level, self._shares.time(lane.project_id), lane.head
 
     def look_is_due_in_s(self, now: float) -> float:
         """Seconds until the next look from the beginning may be made; 0: now."""
@@ -95,26 +180,58 @@ class Lanes:
         if slack is WIDE_SLACK:
             self._wide_again_at = _again_at(now - began, now)
 
-    def looked(self, seen: Iterable[tuple[str, str, int, datetime, bool]], began: float, now: float) -> bool:
-        """Take note of a look from the beginning: kind, project, rank, mark, whether a run is ready. Tell if any is."""
+    def looked(self, seen: Iterable[Seen], began: float, now: float) -> bool:
+        """Take note of a look from the beginning. Tell whether any lane is ready."""
         self.look_takes_s = min(now - began, self._last_look_took_s)
         self._last_look_took_s = now - began
         self._look_again_at = _again_at(self.look_takes_s, now)
         for lane in self._lanes.values():
             lane.is_ready = False
         any_ready = False
-        for kind, project_id, rank, head, is_ready in seen:
-            mark = head if self._told is None else min(head, self._told)
-            known = self._lanes.get((kind, project_id, rank))
-            if known is None:
-                self._lanes[kind, project_id, rank] = Lane(kind, project_id, rank, mark, is_ready)
-            elif is_ready:
-                known.mark, known.is_ready, known.order = mark, True, (rank, mark)
-            any_ready = any_ready or is_ready
+        weights: dict[str, float] = {}
+        for each in seen:
+            key = each.kind, each.project_id, each.rank
+            mark = each.mark if self._told is None else min(each.mark, self._told)
+            lane = self._lanes.setdefault(key, Lane(*key, mark))
+            if each.is_ready:
+                lane.mark = mark
+            lane.is_ready, lane.is_limited, lane.head = each.is_ready, each.is_limited, mark
+            lane.level = (each.rank >> 1) - (0 if self._ageing_s is None else int(max(0.0, each.waited_s) / self._ageing_s))
+            if each.is_ready:
+                any_ready = True
+                weights[each.project_id] = each.weight
         if len(self._lanes) > LANES_A_CLAIM:
             self._forget()
-        self._in_order = sorted(self._lanes.values(), key=lambda lane: lane.order)
+        self._shares.ready(weights)
+        self._in_order = sorted(self._lanes.values(), key=self._place)
+        self.any_limited = any(lane.is_limited for lane in self._in_order)
         return any_ready
+
+    def have_more(self, batch: Batch, runs: Sequence[Taken], limit: int) -> bool:
+        """
+        Take note of what a claim of up to `limit` runs took, and tell whether there may be more.
+
+        Where several projects share, a lane may have more because it was not to give all. What lanes with limits might have
+        given is not known here: as long as they give anything, they are asked again.
+        """
+        if self._shares.are_several and runs:
+            for project_id, number in Counter(run.project_id for run in runs).items():
+                self._shares.claimed(project_id, number)
+            if len(runs) < limit:
+                return batch.is_limited or self._were_held_back(batch, runs)
+        elif len(runs) < limit:
+            self.exhausted(batch.lanes)
+        return len(runs) == limit
+
+    def _were_held_back(self, batch: Batch, runs: Sequence[Taken]) -> bool:
+        """Whether a lane gave all that it might; those that gave less have no more."""
+        of_lane = Counter((run.kind, run.project_id, run.priority) for run in runs)
+        more = [
+            of_lane[lane.kind, lane.project_id, -(lane.rank >> 1)] >= most
+            for lane, most in zip(batch.lanes, batch.most, strict=True)
+        ]
+        self.exhausted(lane for lane, has_more in zip(batch.lanes, more, strict=True) if not has_more)
+        return any(more)
 
     def found(self, key: Key, run_at: datetime) -> None:
         """Take note of what was found in a lane: the furthest `run_at`."""

@@ -21,7 +21,7 @@ from uuid import UUID
 import asyncpg
 
 from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, is_direct, reconnect
-from notifyworker.lanes import EPOCH, WIDE_SLACK, Key, Lanes
+from notifyworker.lanes import EPOCH, WIDE_SLACK, Key, Lanes, Seen
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.store import QUEUE_LIMIT, Store
@@ -216,7 +216,7 @@ class Leader:
         self._lanes.begin()
         if self._lanes.look_is_due_in_s(began) <= 0 or (is_last and not self._lanes.is_dear()):
             rows = await self._store.ready(self._opened())
-            seen = [(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"]) for row in rows]
+            seen = [Seen(row["kind"], row["project_id"], row["rank"], row["mark"], row["is_ready"]) for row in rows]
             self._lanes.looked(seen, began, self._clock())
             rows = [row for row in rows if row["is_ready"]]
         else:

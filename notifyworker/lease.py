@@ -35,6 +35,7 @@ from notifyworker.settings import CANCEL_S, PRESENCE_DEADLINE_S, PRESENCE_RECONN
 from notifyworker.store import Store
 
 _STALL_TOLD_S = 5.0
+_STILL_TOLD_S = 2.0  # a machine that is busy is late by less
 _SOONEST_S = 0.2  # anybody may notify on our channel that a run was cancelled, as often as they like; each beat writes
 
 
@@ -53,7 +54,9 @@ class LeaseKeeper:
         describe: Callable[[bool], Iterable[Any]],
         on_lost: Callable[[dict[UUID, int], str], None],
         on_fleet: Callable[[int, int], None],
+        suspects: Callable[[float], list[dict[str, str]]],
     ) -> None:
+        self._suspects = suspects
         self._settings = settings
         self._store = store
         self.dsn = dsn
@@ -291,8 +294,12 @@ class LeaseKeeper:
         assert self._changed is not None
         fine_s = min(1.0, self._settings.lease_s / 30, (self._settings.stall_limit_s or 30.0) / 4)
         while True:
+            slept_at = time.monotonic()
             await asyncio.sleep(fine_s)
             now = time.monotonic()
+            if (still_s := now - slept_at - fine_s) > _STILL_TOLD_S and self._held:
+                hint = "a call held the GIL, where no thread of this process runs: executor='process'; or the process was frozen"
+                log.error("interpreter_stood_still", still_s=round(still_s, 1), handlers=self._suspects(still_s), hint=hint)
             self._watch_main_loop(now)
             self._set_switch()
             if self._ping_is_due(now):
@@ -361,7 +368,7 @@ class LeaseKeeper:
             self._metrics.stalls.inc()
             frame = sys._current_frames().get(self._main_thread)  # noqa: SLF001 - the documented way to another thread's stack
             stack = "".join(traceback.format_stack(frame)[-12:]) if frame else ""
-            log.error("event_loop_stalled", stalled_s=round(now - self._pinged_at, 1), stack=stack)
+            log.error("event_loop_stalled", stalled_s=round(now - self._pinged_at, 1), handlers=self._suspects(0.0), stack=stack)
 
     def _pong(self) -> None:
         """In the main loop: it turns."""

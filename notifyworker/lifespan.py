@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from notifyworker.errors import SettingsError
-from notifyworker.handlers import AnyHandler, Handlers
+from notifyworker.handlers import AnyHandler, Executor, Handlers
 from notifyworker.http.sidecar import Sidecar
 from notifyworker.observe import log
+from notifyworker.processes import is_child
 from notifyworker.retry import Retry
 from notifyworker.settings import Settings
 from notifyworker.worker import Conductor
@@ -87,20 +88,35 @@ class Worker:
         self.settings = Settings.load(command_line, self._keywords)
 
     def handler(
-        self, kind: str, *, timeout: float | timedelta | None = None, retry: Retry | None = None
+        self,
+        kind: str,
+        *,
+        timeout: float | timedelta | None = None,
+        retry: Retry | None = None,
+        executor: Executor | None = None,
+        memory_limit_bytes: int | None = None,
     ) -> Callable[[AnyHandler], AnyHandler]:
         """
         Register a function, async or plain, as the handler of a kind.
 
         `timeout` is of one attempt, in seconds. The payload comes as the annotation of the second parameter asks:
-        pydantic model, dataclass, TypedDict or dict. Raises HandlerError.
+        pydantic model, dataclass, TypedDict or dict. A plain one is executed in a thread, or with `executor="process"` in
+        a process of its own, which is killed when it takes longer than `timeout`, or more memory than
+        `memory_limit_bytes`. Raises HandlerError.
         """
 
         def register(function: AnyHandler) -> AnyHandler:
-            self._handlers.add(kind, function, timeout=timeout, retry=retry or Retry())
+            self._handlers.add(
+                kind, function, timeout=timeout, retry=retry or Retry(), executor=executor, memory_limit_bytes=memory_limit_bytes
+            )
             return function
 
         return register
+
+    def conduct(self, settings: Mapping[str, Any], *, standalone: bool = False) -> Conductor:
+        """Return one start of this worker, not begun, in which these settings win over all others. Raises SettingsError."""
+        loaded = Settings.load(settings, self._keywords)
+        return Conductor(loaded, self._handlers.of(loaded.kinds), standalone=standalone)
 
     @property
     def kinds(self) -> list[str]:
@@ -209,6 +225,9 @@ class Worker:
             raise SettingsError(message)
 
     async def _start(self, *, standalone: bool) -> None:
+        if is_child():
+            message = "a worker is started where this program is only imported, to execute a handler in a process"
+            raise SettingsError(message, hint='put `if __name__ == "__main__":` before what starts it')
         if not self.kinds:
             message = "this worker has no handler"
             raise SettingsError(message, hint='@worker.handler("email.send")')

@@ -43,6 +43,11 @@ def newest() -> int:
     return migrations()[-1].version
 
 
+#: A lane's rank: higher priority first, and of one priority those without a concurrency key before those with one, whose
+#: rank is odd. Written once, since an index on an expression is used only by the very same expression.
+RANK = "(-priority::int * 2 + (concurrency_key IS NOT NULL)::int)"
+
+
 def render(text: str, schema: str, *, copy: str | None = None) -> str:
     """
     Put the schema's name, and what is derived from it, into SQL of ours.
@@ -57,6 +62,7 @@ def render(text: str, schema: str, *, copy: str | None = None) -> str:
         ("{leader_lock}", locks.leader),
         ("{coalesced_lock}", locks.coalesced),
         ("{silent_lock}", locks.silent),
+        ("{rank}", RANK),
     ):
         text = text.replace(token, str(value))
     return text

@@ -20,12 +20,15 @@ from prometheus_client.registry import Collector
 
 log: Any = structlog.get_logger("notifyworker")
 
+_configured: tuple[Literal["auto", "console", "json"], str] | None = None
 _CAUSES = 5  # of an error, that are told
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 
 def configure_logging(log_format: Literal["auto", "console", "json"], log_level: str) -> None:
     """Write logs to stderr: for people on a terminal, as JSON lines elsewhere. Only the command line calls this."""
+    global _configured  # noqa: PLW0603 - as structlog's own, which is one of a process
+    _configured = log_format, log_level
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     renderer: Any = (
         structlog.processors.JSONRenderer(serializer=_dumps)
@@ -45,6 +48,11 @@ def configure_logging(log_format: Literal["auto", "console", "json"], log_level:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def configured() -> tuple[Literal["auto", "console", "json"], str] | None:
+    """Return what `configure_logging` was called with, for processes of ours to do the same; None: it was not."""
+    return _configured
 
 
 def _dumps(event: dict[str, Any], **_options: Any) -> str:
@@ -130,6 +138,16 @@ class Metrics:
             "notifyworker_database_errors", "Statements that failed, by loop.", ["loop"], registry=registry
         )
         self.reconnects = Counter("notifyworker_reconnects", "Connections made anew.", ["connection"], registry=registry)
+        self.places = Gauge(
+            "notifyworker_places_taken",
+            "Places of limits and keys that are taken; as the leader's last pass saw it.",
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "notifyworker_runs_waiting",
+            "Runs that wait for a key, up to 10,000; as the leader's last pass saw it.",
+            registry=registry,
+        )
         self.listening = Gauge("notifyworker_listening", "1 while NOTIFY can be heard.", registry=registry)
         self.leading = Gauge("notifyworker_leading", "1 while this worker leads the fleet.", registry=registry)
         self.coalescing = Gauge("notifyworker_coalescing", "1 while the leader wakes in place of the inserts.", registry=registry)

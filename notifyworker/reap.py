@@ -59,6 +59,8 @@ class Reaper:
             self.stands_in = False
             if is_leading:
                 self._next_pass = 0.0
+            self._metrics.places.set(0)
+            self._metrics.waiting.set(0)
             self._gone_since.clear()
             self._news.set()
 
@@ -98,8 +100,17 @@ class Reaper:
             continue
         await self._store.pauses_forget(self._link)
         await self._store.workers_forget(self._link, sorted(self._absent))
+        await self._mend_limits()
         leader = self._lease_owner if self.is_leading else None
         await self._store.reaper_pass(self._link, leader, taken=taken, failed=failed, next_in_s=self.interval_s)
+
+    async def _mend_limits(self) -> None:
+        """Cast the net under limits and keys."""
+        if mended := await self._store.mend_limits(self._link):
+            log.warning("limits_mended", number=mended)
+        seen = await self._store.limits_seen(self._link)
+        self._metrics.places.set(seen["places"])
+        self._metrics.waiting.set(seen["waiting"])
 
     async def _take_over(self) -> float:
         """

@@ -6,7 +6,8 @@ The vocabulary: what a run is, which states it goes through, and how an attempt 
                                     reaped <- lease ran out  +-> retried later / failed / cancelled
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -82,14 +83,22 @@ class Outcome:
 class Desk(Protocol):
     """What a run's handler may ask of its worker."""
 
-    async def write_progress(self, run: "Run", progress: str) -> None:
-        """Write it, fenced. Raises LeaseLost."""
+    def write_progress(self, run: "Run", progress: str) -> Awaitable[None]:
+        """Write it, fenced; for a plain handler at once. Raises LeaseLost."""
 
     def transaction(self, run: "Run", connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":
         """Begin a transaction that settles it. Raises LeaseLost."""
 
     def logger(self, run: "Run") -> Any:
         """Return a structlog logger bound to the run."""
+
+
+class Done:
+    """What has been done already, whether it is awaited or not: what a plain handler gets, which can't wait."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Wait for nothing."""
+        yield from ()
 
 
 class Run:
@@ -110,6 +119,7 @@ class Run:
         "cancelled",
         "due_at_s",
         "expired",
+        "is_limited",
         "is_shadow",
         "kind",
         "lease_token",
@@ -154,6 +164,8 @@ class Run:
         self.is_shadow = is_shadow
         self.timeout_s = timeout_s
         self.expired = expired
+        #: Whether it holds places of limits or a concurrency key.
+        self.is_limited = False
         self.waited_s = waited_s
         #: True once the run was cancelled, timed out or lost: a handler in a thread looks at it now and then.
         self.cancelled = False
@@ -165,6 +177,13 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.kind} {self.run_id} attempt {self.attempt} of {self.max_attempts}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For a process of its own, where another desk is set."""
+        return Run, (
+            self.run_id, self.lease_token, self.kind, self.project_id, self.priority, self.due_at_s, self._payload, self._headers,
+            self.attempt, self.max_attempts, self.is_shadow, self.timeout_s, self.expired, self.waited_s,
+        )  # fmt: skip
 
     @property
     def payload(self) -> Any:
@@ -181,14 +200,18 @@ class Run:
     def log(self) -> Any:
         """A structlog logger, bound to this run."""
         if self._log is None:
-            self._log = self._need_desk().logger(self)
+            self._log = self.desk.logger(self)
         return self._log
 
-    async def progress(self, progress: dict[str, Any]) -> None:
-        """Show how far this run is. Raises LeaseLost if it is no longer ours, Unencodable if it is not JSON."""
-        await self._need_desk().write_progress(self, payloads.encode(progress))
+    def progress(self, progress: dict[str, Any]) -> Awaitable[None]:
+        """
+        Show how far this run is. In a plain handler it is written when this returns, without `await`.
 
-    async def effect(
+        Raises LeaseLost if it is no longer ours, Unencodable if it is not JSON.
+        """
+        return self.desk.write_progress(self, payloads.encode(progress))
+
+    def effect(
         self,
         name: str,
         call: Callable[..., Any],
@@ -200,15 +223,32 @@ class Run:
         Do something that the world outside can see: call `call(*args, **kwargs)`, await it if it is to be awaited.
 
         In a shadow run nothing is called: name and arguments are recorded in the run's `effects`, and
-        `shadow_result` is returned.
+        `shadow_result` is returned. To be awaited itself, but in a plain handler, where it returns what the call does.
         """
+        if not is_plain():
+            return self._awaited_effect(name, call, args, kwargs, shadow_result)
         if self.is_shadow:
-            if self._effects is None:
-                self._effects = []
-            self._effects.append({"name": name, "args": list(args), "kwargs": kwargs})
-            return shadow_result
+            return self._recorded(name, args, kwargs, shadow_result)
+        outcome = call(*args, **kwargs)
+        if isinstance(outcome, Coroutine):
+            outcome.close()
+            message = f"effect {name!r}: a plain handler can't await what {call!r} returns; make the handler async"
+            raise TypeError(message)
+        return outcome
+
+    async def _awaited_effect(
+        self, name: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any
+    ) -> Any:
+        if self.is_shadow:
+            return self._recorded(name, args, kwargs, shadow_result)
         outcome = call(*args, **kwargs)
         return await outcome if isinstance(outcome, Awaitable) else outcome
+
+    def _recorded(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any) -> Any:
+        if self._effects is None:
+            self._effects = []
+        self._effects.append({"name": name, "args": list(args), "kwargs": kwargs})
+        return shadow_result
 
     def transaction(self, connection: "Connection | None" = None) -> "AbstractAsyncContextManager[Connection]":
         """
@@ -223,15 +263,34 @@ class Run:
         The handler may go on after the block, but nothing repeats what comes there: the run is settled. Raises LeaseLost
         if the run is another's by now; nothing was written then.
         """
-        return self._need_desk().transaction(self, connection)
+        return self.desk.transaction(self, connection)
+
+    def record(self, effects: list[dict[str, Any]]) -> None:
+        """Take over the effects that a shadow run has recorded in another process."""
+        self._effects = effects
 
     @property
     def recorded_effects(self) -> str | None:
         """What a shadow run would have done, as JSON; None for a live run."""
         return payloads.encode_leniently(self._effects or []) if self.is_shadow else None
 
-    def _need_desk(self) -> Desk:
+    def sit_at(self, desk: Desk) -> None:
+        """Ask another desk from now on: of a thread, of a process."""
+        self._desk = desk
+
+    @property
+    def desk(self) -> Desk:
+        """Who is asked. Raises RuntimeError outside of a worker."""
         if self._desk is None:
             message = f"{self!r} is not executed by a worker"
             raise RuntimeError(message)
         return self._desk
+
+
+def is_plain() -> bool:
+    """Whether the caller can't wait for anything: no event loop runs in its thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False

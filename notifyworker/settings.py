@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     kinds: _Names = None
     concurrency: int = Field(10, ge=1, le=10_000)
     prefetch: int = Field(0, ge=0, le=10_000)
+    priority_ageing_s: _Seconds | None = None
+    processes: int | None = Field(None, ge=1, le=10_000)
     shadow: Literal["honour", "enforce"] = "honour"
 
     poll_interval_s: _Seconds = 5.0

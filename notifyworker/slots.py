@@ -8,8 +8,11 @@ in its task (a context variable, a cancellation that was asked for) ends the slo
 
 import asyncio
 import contextvars
+import sys
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import FrameType
 from uuid import UUID
 
 from notifyworker.execute import Attempt, Why, outcome_of_end, outcome_of_error
@@ -17,6 +20,8 @@ from notifyworker.observe import log, outline
 from notifyworker.run import Outcome, Run
 from notifyworker.settings import CANCEL_S
 
+_SUSPECTS = 10  # that are told
+_SLOW_S = 1.0
 _TURN_S = 0.005  # after so long a slot lets others have the event loop
 
 
@@ -54,6 +59,8 @@ class Slots:
         self._is_starting = False
         self._freed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._thread_id = threading.get_ident()
+        self._slow: deque[Attempt] = deque(maxlen=_SUSPECTS)
 
     @property
     def used(self) -> int:
@@ -73,6 +80,24 @@ class Slots:
     def get(self, run_id: UUID) -> Attempt | None:
         """Return the attempt that is executed for this run, if there is one."""
         return self._running.get(run_id)
+
+    def suspects(self, stood_still_s: float = 0.0) -> list[dict[str, str]]:
+        """
+        Name the runs that can be what the event loop, or the whole interpreter, has waited for: who, and where they are.
+
+        Called from other threads. First the one that has the loop, then those in threads, which share the interpreter; and
+        what has ended meanwhile, if it took as long.
+        """
+        task, frames, now = asyncio.current_task(self._loop), sys._current_frames(), self._loop.time()  # noqa: SLF001 - the documented way to another thread's stack
+        now_there = [*self._running.values(), *self._lingering]
+        on_loop = [(a, self._thread_id) for a in now_there if a.task is task and a.handler.is_async]
+        in_threads = [(a, a.thread_id) for a in now_there if a.thread_id is not None]
+        told = [(a, where_is(a, frames.get(thread_id))) for a, thread_id in [*on_loop, *in_threads]]
+        if stood_still_s:
+            told += [
+                (a, "has ended just now") for a in list(self._slow) if now - a.ended_at < stood_still_s <= a.ended_at - a.began_at
+            ]
+        return [{"run_id": str(a.run.run_id), "kind": a.run.kind, "at": at} for a, at in told[:_SUSPECTS]]
 
     def put(self, attempts: Iterable[Attempt]) -> None:
         """Execute these as slots allow."""
@@ -187,12 +212,25 @@ class Slots:
             self._lingering.add(older)
             self.end(older, "lost")
         self._running[run.run_id] = attempt
-        if run.timeout_s is not None:
-            attempt.timer = self._loop.call_later(run.timeout_s, self.end, attempt, "timeout")
+        self._start_timer(attempt)
         self._on_begun(attempt)
+
+    def restart_timer(self, attempt: Attempt) -> None:
+        """Count from now: it had to wait for a process."""
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        if not attempt.ended_at and attempt.why is None:
+            attempt.began_at = self._loop.time()
+            self._start_timer(attempt)
+
+    def _start_timer(self, attempt: Attempt) -> None:
+        if attempt.run.timeout_s is not None:
+            attempt.timer = self._loop.call_later(attempt.run.timeout_s, self.end, attempt, "timeout")
 
     def _ended(self, attempt: Attempt, outcome: Outcome | None) -> None:
         attempt.ended_at = self._loop.time()
+        if attempt.ended_at - attempt.began_at > _SLOW_S:
+            self._slow.append(attempt)
         if attempt.timer is not None:
             attempt.timer.cancel()
         self._settle(attempt, outcome)
@@ -250,3 +288,14 @@ def _is_still(context: contextvars.Context) -> bool:
         return contextvars.copy_context() == context
     except Exception:  # noqa: BLE001 - a value whose comparison raises was set by somebody: so, no
         return False
+
+
+def where_is(attempt: Attempt, frame: FrameType | None) -> str:
+    """The line of the handler's own file that a stack is at; else its innermost line."""
+    code = getattr(attempt.handler.function, "__code__", None)
+    innermost = frame
+    while frame is not None:
+        if code is not None and frame.f_code.co_filename == code.co_filename:
+            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return f"{innermost.f_code.co_filename}:{innermost.f_lineno} in {innermost.f_code.co_name}" if innermost else "?"

@@ -16,7 +16,7 @@ from uuid import UUID
 import asyncpg
 
 from notifyworker.database import Queryable
-from notifyworker.lanes import Lane
+from notifyworker.lanes import Batch, Lane
 from notifyworker.migrate import render
 from notifyworker.run import Desk, Outcome, Run, State
 
@@ -88,6 +88,19 @@ class NewPause:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NewLimit:
+    """How many runs of what (None: every kind or project) at once, and how many begin in `per_s` seconds."""
+
+    kind: str | None = None
+    project_id: str | None = None
+    per: str = "all"
+    max_running: int | None = None
+    rate: int | None = None
+    per_s: float | None = None
+    burst: int | None = None
+
+
 class Store:
     """The statements of one installation: of one schema's name."""
 
@@ -131,7 +144,7 @@ class Store:
         self,
         on: Queryable,
         served: Served,
-        lanes: Sequence[Lane],
+        batch: Batch,
         slack: timedelta,
         *,
         limit: int,
@@ -140,12 +153,14 @@ class Store:
         enforce_shadow: bool,
         desk: Desk | None = None,
     ) -> list[Run]:
-        """Pending -> running, for up to `limit` runs, each with a fresh lease; in no order."""
+        """Pending -> running, for up to `limit` runs of lanes of one sort, each with a fresh lease; in no order."""
+        lanes = batch.lanes
         rows = await on.fetch(
-            self._sql["claim"],
+            self._sql["claim_limited" if batch.is_limited else "claim"],
             [lane.kind for lane in lanes], [lane.project_id for lane in lanes], [lane.rank for lane in lanes],
             [lane.read_from(slack) for lane in lanes], served.kinds, list(served.max_attempts.values()),
             [served.timeouts_s[kind] for kind in served.max_attempts], limit, lease_owner, lease_s, enforce_shadow,
+            batch.most,
         )  # fmt: skip
         made = partial(Run, desk=desk)
         return [made(*row) for row in rows]
@@ -218,6 +233,38 @@ class Store:
         """Settled -> pending. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
         retried: UUID = (await on.fetch(self._sql["run_retry"], run_id))[0]["run_id"]
         return retried
+
+    async def end_lingering(self, on: Queryable, run_id: UUID, lease_owner: str) -> None:
+        """Free the places of a run that was cancelled, now that its handler has ended."""
+        await on.fetch(self._sql["end_lingering"], run_id, lease_owner)
+
+    async def mend_limits(self, on: Queryable) -> int:
+        """Free places that nobody holds any more, and end waits for free keys; return how many."""
+        return int((await on.fetch(self._sql["mend_limits"]))[0]["mended"])
+
+    async def limit_set(self, on: Queryable, new: NewLimit) -> None:
+        """Make a limit, or change it to exactly this."""
+        await on.fetch(self._sql["limit_set"], new.kind, new.project_id, new.per, new.max_running, new.rate, new.per_s, new.burst)
+
+    async def limit_remove(self, on: Queryable, kind: str | None, project_id: str | None, per: str) -> bool:
+        """End exactly this limit; False if there was none."""
+        return bool((await on.fetch(self._sql["limit_remove"], kind, project_id, per))[0]["removed"])
+
+    async def share_set(self, on: Queryable, project_id: str, weight: float) -> None:
+        """Give a project this weight."""
+        await on.fetch(self._sql["share_set"], project_id, weight)
+
+    async def shares_list(self, on: Queryable) -> list[Row]:
+        """Return the weights that were given, and what those projects' runs take."""
+        return await on.fetch(self._sql["shares_list"])
+
+    async def limits_list(self, on: Queryable) -> list[Row]:
+        """Return every limit, and how many places of it are taken."""
+        return await on.fetch(self._sql["limits_list"])
+
+    async def limits_seen(self, on: Queryable, *, cap: int = 10_000) -> Row:
+        """Count places that are taken and runs that wait for a key; and the one that is due for the longest."""
+        return (await on.fetch(self._sql["limits_seen"], cap))[0]
 
     async def pause(self, on: Queryable, new: NewPause) -> None:
         """Claim none of these. Raises InvalidParameterValueError for a time that is over."""

@@ -104,15 +104,15 @@ class Listener:
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         what, _, argument = str(payload).partition(":")
-        if what not in {"", "at", "turn"}:
+        if what not in {"", "at", "free", "turn"}:
             self.on_message(str(payload))
             return
         if what == "at" and (moment := _moment(argument)) is not None:
             self.on_late(moment)
         self._metrics.wakes.labels("notify").inc()
         self.on_ready(str(payload))
-        if what == "turn":
-            return
+        if what in {"free", "turn"}:
+            return  # no insert
         began, count = self._window
         now = time.monotonic()
         if now - began > _WINDOW_S:

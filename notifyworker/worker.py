@@ -26,6 +26,8 @@ from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
 from notifyworker.observe import Metrics, is_debug, log, outline
+from notifyworker.places import LingeringPlaces
+from notifyworker.processes import Processes, processors
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
 from notifyworker.schedule import Scheduler
@@ -33,6 +35,7 @@ from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
 from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Served, Store
+from notifyworker.trace import processing, tracer
 from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
@@ -63,6 +66,8 @@ class Conductor:
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="notifyworker handler")
+        self._tracer = tracer()
+        self._processes = Processes(settings.processes or processors(), self._threads)
         self._make_parts(settings, standalone=standalone)
 
     def _make_parts(self, settings: Settings, *, standalone: bool) -> None:
@@ -99,6 +104,7 @@ class Conductor:
         self.settler = Settler(
             self.store, self._links["settle"], self.lease_owner, self.metrics, on_settled=self._settled, on_refused=self._refused
         )
+        self.places = LingeringPlaces(self.store, self._side_link, self.lease_owner)
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
@@ -108,6 +114,7 @@ class Conductor:
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
             exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
+            suspects=self.slots.suspects,
         )  # fmt: skip
         self.scheduler = Scheduler(self.store, self._side_link, self.metrics)
         self.listener.on_message = self._heard
@@ -127,6 +134,7 @@ class Conductor:
 
     async def start(self) -> None:
         """Check the database, become present, and begin to claim. Raises StartError, SettingsError."""
+        self._processes.check(list(self._handlers.values()))
         connection = await open_or_explain(self.dsn, self.store.schema, "start")
         try:
             async with asyncio.timeout(CONNECT_S):
@@ -145,6 +153,7 @@ class Conductor:
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
+            ("places", self.places.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip
             task = asyncio.create_task(loop, name=f"notifyworker {name}")
@@ -217,6 +226,7 @@ class Conductor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.slots.close()
+        self._processes.close()
         self._threads.shutdown(wait=not self.lingering, cancel_futures=True)
         if not self.failed.cancel() and not self.failed.cancelled():
             self.failed.exception()  # in a host nobody else asks for it, and the log has told it
@@ -258,6 +268,7 @@ class Conductor:
     def _give_back(self, run: Run) -> None:
         """A run that was claimed and not begun."""
         self.keeper.handler_ended(run.run_id, run.lease_token)
+        self.places.handler_ended(run, is_held=True)
         self.settler.put(released(run, self.lease_owner))
 
     def _leases(self) -> set[tuple[UUID, int]]:
@@ -266,14 +277,18 @@ class Conductor:
     def _orphan(self, row: Row) -> None:
         """A run of a claim whose answer was lost: ours by the database's word, and nobody executes it."""
         run = Run(row["run_id"], row["lease_token"], row["kind"], attempt=row["attempt"])
+        run.is_limited = row["is_limited"]
+        self.places.handler_ended(run, is_held=True)
         entry = error_entry(run, Code.INTERRUPTED, "the answer to its claim was lost", None, self.lease_owner)
         self.settler.put(Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, error=entry, counts=False))
         log.warning("orphan_given_back", run_id=str(run.run_id))
 
     def _execute(self, attempt: Attempt) -> Coroutine[Any, Any, Outcome | None]:
-        return execute(
-            attempt, threads=self._threads, worker=self.lease_owner, max_result_bytes=self._max_result_bytes, on_pause=self._pause
-        )
+        executing = execute(
+            attempt, threads=self._threads, processes=self._processes, worker=self.lease_owner,
+            max_result_bytes=self._max_result_bytes, on_begun=self.slots.restart_timer, on_pause=self._pause,
+        )  # fmt: skip
+        return executing if self._tracer is None else processing(self._tracer, attempt.run, executing)
 
     async def _pause(self, kind: str, pause: PauseKind) -> None:
         """Before the slot is free: or this kind would be claimed for it at once."""
@@ -289,7 +304,9 @@ class Conductor:
         self._publish(attempt.run.run_id, attempt.run.kind, "running")
 
     def _over(self, attempt: Attempt) -> None:
-        self.keeper.handler_ended(attempt.run.run_id, attempt.run.lease_token)
+        run = attempt.run
+        self.keeper.handler_ended(run.run_id, run.lease_token)
+        self.places.handler_ended(run, is_held=self.keeper.holds(run.run_id, run.lease_token))
 
     def _slot_is_free(self) -> None:
         if self.claims.more:
@@ -312,6 +329,7 @@ class Conductor:
     def _settled(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             self.keeper.drop(outcome.run_id, outcome.lease_token)
+            self.places.settled(outcome.run_id, outcome.lease_token)
         for (kind, to), count in Counter((outcome.kind, outcome.to) for outcome in outcomes).items():
             self.metrics.finished.labels(kind, str(to)).inc(count)
         if is_debug():
@@ -320,11 +338,12 @@ class Conductor:
         if self._sink is not None:
             for outcome in outcomes:
                 self._publish(outcome.run_id, outcome.kind, str(outcome.to))
-        if self.claims.more or any(outcome.to is State.PENDING for outcome in outcomes):
+        if self.claims.more or self.claims.has_limits or any(outcome.to is State.PENDING for outcome in outcomes):
             self.claims.wake.set()
 
     def _refused(self, outcome: Outcome) -> None:
         self.keeper.drop(outcome.run_id, outcome.lease_token)
+        self.places.refused(outcome.run_id, outcome.lease_token)
         self.metrics.refused.inc()
         log.warning(
             "outcome_refused", run_id=str(outcome.run_id), kind=outcome.kind, to=str(outcome.to), lease_token=outcome.lease_token
@@ -338,6 +357,7 @@ class Conductor:
                 self._give_back(run)
             else:
                 self.keeper.drop(run.run_id, run.lease_token)
+                self.places.handler_ended(run, is_held=False)
             self._slot_is_free()
         for run_id, token in lost.items():
             attempt = self.slots.get(run_id)

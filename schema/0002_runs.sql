@@ -16,11 +16,13 @@ CREATE TABLE {schema}.runs (
     max_attempts     smallint,
     attempt          smallint    NOT NULL DEFAULT 0,
     is_shadow        boolean     NOT NULL DEFAULT false,
+    is_limited       boolean     NOT NULL DEFAULT false,  -- it holds places of limits (0012)
     state            text COLLATE "C" NOT NULL DEFAULT 'pending',
     kind             text COLLATE "C" NOT NULL,
     project_id       text COLLATE "C" NOT NULL DEFAULT 'default',
     lease_owner      text COLLATE "C",
     shadow_by        text COLLATE "C",
+    waits_for        text COLLATE "C",                     -- null: it may be claimed once it is due
     idempotency_key  text COLLATE "C",
     concurrency_key  text COLLATE "C",
     payload          jsonb       NOT NULL DEFAULT '{}',
@@ -33,6 +35,9 @@ CREATE TABLE {schema}.runs (
     CONSTRAINT project_id_has_1_to_200_characters CHECK (char_length(project_id) BETWEEN 1 AND 200),
     CONSTRAINT idempotency_key_has_1_to_500_characters CHECK (char_length(idempotency_key) BETWEEN 1 AND 500),
     CONSTRAINT concurrency_key_has_1_to_500_characters CHECK (char_length(concurrency_key) BETWEEN 1 AND 500),
+    -- In indexes it stands beside these two, and an index takes no more.
+    CONSTRAINT concurrency_key_has_at_most_2600_bytes_with_kind_and_project_id CHECK (
+        concurrency_key IS NULL OR octet_length(concurrency_key) + octet_length(kind) + octet_length(project_id) <= 2600),
     CONSTRAINT run_at_is_between_1970_and_9999
         CHECK (run_at >= '1970-01-01 00:00:00+00' AND run_at < '10000-01-01 00:00:00+00'),
     CONSTRAINT expires_at_is_between_1970_and_9999
@@ -41,6 +46,9 @@ CREATE TABLE {schema}.runs (
     CONSTRAINT headers_is_an_object CHECK (jsonb_typeof(headers) = 'object'),
     CONSTRAINT errors_is_an_array CHECK (jsonb_typeof(errors) = 'array'),
     CONSTRAINT shadow_by_is_run_or_worker CHECK (shadow_by IS NULL OR (is_shadow AND shadow_by IN ('run', 'worker'))),
+    CONSTRAINT waits_for_key_while_pending CHECK (
+        waits_for IS NULL OR (waits_for = 'key' AND concurrency_key IS NOT NULL AND state = 'pending')),
+    CONSTRAINT is_limited_while_running CHECK (NOT is_limited OR state = 'running'),
     CONSTRAINT max_attempts_is_at_least_1 CHECK (max_attempts >= 1),
     CONSTRAINT attempt_is_within_max_attempts CHECK (attempt >= 0 AND attempt <= max_attempts),
     -- The live half of the state machine: a lease is held while a run is running, and only then.
@@ -81,8 +89,14 @@ END $do$;
 
 -- The claim's index. Its first three columns are a *lane*; a claim skips from lane to lane and reads each from its
 -- head, so that rows of other kinds, of other projects or of the future cost it one step a lane and not one a row.
--- The sign turns "higher priority first" into ascending order, for a row comparison to skip by.
-CREATE INDEX runs_ready ON {schema}.runs (kind, project_id, (-priority::int), run_at, run_id) WHERE state = 'pending';
+-- A lane's rank: the sign turns "higher priority first" into ascending order, for a row comparison to skip by; its last
+-- bit gives runs with a concurrency key lanes of their own. Who waits for a key is not in the index at all.
+CREATE INDEX runs_ready ON {schema}.runs (kind, project_id, {rank}, run_at, run_id)
+    WHERE state = 'pending' AND waits_for IS NULL;
+
+-- Who waits for a concurrency key, of each kind in the order in which it gets it.
+CREATE INDEX runs_waiting ON {schema}.runs (project_id, concurrency_key, kind, (-priority::int), run_at, run_id)
+    WHERE waits_for = 'key';
 
 -- The reaper's. Not "WHERE state = 'running'": on a queue statistics are always stale, and the planner takes such an
 -- index for empty and scans it in place of the primary key.

@@ -48,7 +48,7 @@ SELECT run_id, project_id, kind, state, payload, priority, run_at, attempt, max_
        CASE WHEN is_shadow THEN coalesce(shadow_by, 'run') END AS shadow_by, headers,
        lease_owner, lease_token, lease_expires_at, created_at, started_at, progress, errors,
        NULL::timestamptz AS finished_at, NULL::jsonb AS result, NULL::jsonb AS effects, NULL::text COLLATE "C" AS error_code,
-       NULL::text COLLATE "C" AS settled_by
+       NULL::text COLLATE "C" AS settled_by, waits_for
   FROM {schema}.runs
 UNION ALL
 SELECT run_id, project_id, kind, state, payload, priority, run_at, attempt, max_attempts, timeout, expires_at,
@@ -56,7 +56,7 @@ SELECT run_id, project_id, kind, state, payload, priority, run_at, attempt, max_
        CASE WHEN is_shadow THEN coalesce(shadow_by, 'run') END AS shadow_by, headers,
        NULL::text COLLATE "C", lease_token, NULL::timestamptz, created_at, started_at, progress, errors,
        finished_at, result, effects, error_code,
-       settled_by
+       settled_by, NULL::text COLLATE "C"
   FROM {schema}.run_history;
 
 -- Partitions are made a week ahead. CREATE .. PARTITION OF and DROP wait behind any open reader of history, and settles

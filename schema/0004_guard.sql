@@ -15,17 +15,14 @@ DECLARE
         WHEN NEW.progress IS NOT NULL THEN 'progress'
         WHEN NEW.errors <> '[]' THEN 'errors'
         WHEN NEW.shadow_by IS NOT NULL THEN 'shadow_by'
+        WHEN NEW.waits_for IS NOT NULL THEN 'waits_for'
+        WHEN NEW.is_limited THEN 'is_limited'
     END;
 BEGIN
     IF column_name IS NOT NULL THEN
         RAISE EXCEPTION 'column "%" of {name}.runs is set by the system', column_name
             USING ERRCODE = 'invalid_parameter_value', COLUMN = column_name,
                   HINT = 'Leave it out of the INSERT.';
-    END IF;
-    IF NEW.concurrency_key IS NOT NULL THEN
-        RAISE EXCEPTION 'concurrency_key is not supported yet'
-            USING ERRCODE = 'feature_not_supported', COLUMN = 'concurrency_key',
-                  HINT = 'Leave it out: runs would otherwise run side by side without a word.';
     END IF;
     RAISE EXCEPTION 'payload has % bytes as text, more than max_payload_bytes', octet_length(NEW.payload::text)
         USING ERRCODE = 'program_limit_exceeded', COLUMN = 'payload',
@@ -43,7 +40,7 @@ BEGIN
             NEW.state <> 'pending' OR NEW.attempt <> 0 OR NEW.lease_token <> 0 OR NEW.lease_owner IS NOT NULL
             OR NEW.lease_expires_at IS NOT NULL OR NEW.started_at IS NOT NULL OR NEW.created_at <> now()
             OR NEW.progress IS NOT NULL OR NEW.errors <> '[]' OR NEW.shadow_by IS NOT NULL
-            OR NEW.concurrency_key IS NOT NULL OR octet_length(NEW.payload::text) > %s)
+            OR NEW.waits_for IS NOT NULL OR NEW.is_limited OR octet_length(NEW.payload::text) > %s)
         EXECUTE FUNCTION {schema}.refuse()$trigger$,
         (SELECT (value #>> '{}')::numeric::bigint FROM {schema}.settings WHERE name = 'max_payload_bytes'));
 END $$;

@@ -60,7 +60,7 @@ CREATE FUNCTION {schema}.cancel(run_id uuid) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    was_running boolean;
+    was {schema}.runs;
 BEGIN
     WITH gone AS (
         DELETE FROM {schema}.runs AS r WHERE r.run_id = cancel.run_id AND {schema}.caller_sees(r.project_id) RETURNING *
@@ -73,15 +73,22 @@ BEGIN
             concurrency_key, payload, headers, errors, progress
           FROM gone
     )
-    SELECT state = 'running' INTO was_running FROM gone;
-    IF was_running IS NULL THEN
+    SELECT * INTO was FROM gone;
+    IF NOT FOUND THEN
         IF EXISTS (SELECT FROM {schema}.run_history AS h
                     WHERE h.run_id = cancel.run_id AND {schema}.caller_sees(h.project_id)) THEN
             RAISE EXCEPTION 'run % is settled already', cancel.run_id USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
         RAISE EXCEPTION 'no run has the id %', cancel.run_id USING ERRCODE = 'no_data_found';
     END IF;
-    IF was_running AND pg_notification_queue_usage() < 0.5 THEN
+    IF was.is_limited THEN  -- its key and its places stay taken until its handler has ended
+        -- Of those that it was given when it was running already (0012, adopt) its worker knows nothing.
+        DELETE FROM {schema}.places AS p WHERE p.run_id = cancel.run_id AND p.place >= 1000000;
+        UPDATE {schema}.places AS p SET lingers = true WHERE p.run_id = cancel.run_id;
+    ELSIF was.concurrency_key IS NOT NULL AND was.state = 'pending' AND was.waits_for IS NULL THEN
+        PERFORM {schema}.end_wait(was.project_id, was.concurrency_key, 1);  -- it may have been its turn
+    END IF;
+    IF was.state = 'running' AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('{name}', 'cancel:' || cancel.run_id::text);
     END IF;
     RETURN 'cancelled';

@@ -571,7 +571,7 @@ async def test_the_client_names_a_filter_that_cannot_be(dsn):
             with pytest.raises(InvalidRun, match=name):
                 await client.list(**{name: value})
         with pytest.raises(InvalidRun, match="concurrency_key"):
-            await client.enqueue_many("a", [{}], concurrency_key="k")
+            await client.enqueue_many("a", [{}], concurrency_key="k" * 501)
 
 
 async def test_a_setting_that_was_stored_as_text_counts_as_a_number(make_worker, connection):

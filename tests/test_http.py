@@ -222,7 +222,7 @@ async def test_a_run_is_inserted_shown_cancelled_and_retried(ask: Caller) -> Non
         "run_id", "project_id", "kind", "state", "payload", "priority", "run_at", "attempt", "max_attempts", "timeout",
         "expires_at", "idempotency_key", "concurrency_key", "is_shadow", "shadow_by", "headers", "lease_owner", "lease_token",
         "lease_expires_at", "created_at", "started_at", "progress", "errors", "finished_at", "result", "effects", "error_code",
-        "settled_by",
+        "settled_by", "waits_for", "key_held_by",
     }  # fmt: skip
     assert run["payload"] == {"to": "ä@example.org", "big": 2**53 + 1, "bigger": 2**70}
     assert (run["run_at"], run["timeout"], run["state"]) == ("2031-01-02T01:04:05.678000Z", 2.5, "pending")
@@ -300,7 +300,7 @@ REFUSED = [
     ('"kind": "k", "headers": []', "headers"),
     ('"kind": "k", "run_id": "x"', "run_id"),
     ('"kind": "k", "idempotency_key": ""', "idempotency_key"),
-    ('"kind": "k", "concurrency_key": "c"', "concurrency_key"),
+    ('"kind": "k", "concurrency_key": ""', "concurrency_key"),
     ('"kind": "k", "state": "pending"', "state"),
     ('"kind": "k", "lease_token": 0', "lease_token"),
     ('"kind": "k", "created_at": null', "created_at"),

@@ -99,10 +99,11 @@ async def _is_running(connection: Any, run_id: uuid.UUID) -> bool:
     return await connection.fetchval("SELECT state = 'running' FROM notifyworker.runs WHERE run_id = $1", run_id)
 
 
-#: NUL, depth and surrogates in a payload, years beyond 9999, a time that is over, a pause of nothing in particular, and cron that can't be read are
+#: NUL, depth and surrogates in a payload, years beyond 9999, a time that is over, a pause of nothing in particular, a limit of nothing, and cron that can't be read are
 #: refused though JSON schema can't say so.
 NOT_SAID = {
-    name: [checks.positive_data_acceptance] for name in ("insert_run", "login", "pause", "resume", "put_schedule", "act", "asset")
+    name: [checks.positive_data_acceptance]
+    for name in ("insert_run", "login", "pause", "resume", "put_schedule", "set_limit", "remove_limit", "act", "asset")
 }
 
 

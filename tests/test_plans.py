@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from notifyworker.database import Connection, connect
-from notifyworker.lanes import SLACK, Lane
+from notifyworker.lanes import SLACK, Batch, Lane
 from notifyworker.run import Outcome, State
 from notifyworker.store import Served, Store
 
@@ -103,7 +103,9 @@ async def _claimed(on: Explained, store: Store) -> dict[UUID, int]:
     served = Served(max_attempts={"idle": 3, "ours": 3}, timeouts_s={"idle": None, "ours": 60.0}, project_ids=None)
     (lane,) = await store.lanes(on, served)
     lanes = [Lane("idle", "default", 0, lane["mark"]), Lane("ours", "default", 0, lane["mark"])]
-    runs = await store.claim(on, served, lanes, SLACK, limit=OURS, lease_owner=OWNER, lease_s=60, enforce_shadow=False)
+    runs = await store.claim(
+        on, served, Batch(lanes, [OURS] * 2), SLACK, limit=OURS, lease_owner=OWNER, lease_s=60, enforce_shadow=False
+    )
     assert [(run.kind, run.timeout_s) for run in runs] == [("ours", 60.0)] * OURS
     assert {row["kind"] for row in await store.ready(on)} == {"others", "ours"}
     assert len(await store.ready_since(on, lanes, SLACK)) == 1

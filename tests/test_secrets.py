@@ -239,7 +239,7 @@ async def _producers(heard: Heard, url: str, dsn: str) -> None:
     big = io.BytesIO(f'{{"kind": "fine", "payload": "{PAYLOAD * 100_000}"}}'.encode())
     columns: list[dict[str, Any]] = [
         {"priority": "x"}, {"run_at": "x"}, {"timeout": "x"}, {"headers": PAYLOAD}, {"payload": {"a": PAYLOAD + "\0"}},
-        {"run_id": "x"}, {"max_attempts": 99999}, {"idempotency_key": PAYLOAD * 100}, {"concurrency_key": "c"},
+        {"run_id": "x"}, {"max_attempts": 99999}, {"idempotency_key": PAYLOAD * 100}, {"concurrency_key": PAYLOAD * 100},
     ]  # fmt: skip
     for more in columns:
         assert await ask(heard, url, "/runs", "POST", json={"kind": "fine", "payload": {"text": PAYLOAD}, **more}) == 400

@@ -23,6 +23,15 @@ def test_what_only_wavers_has_not_grown():
     assert grown(samples()) == []
 
 
+def test_an_object_that_each_run_leaves_behind_is_told_in_half_an_hour():
+    half_an_hour = range(20, 1820, 5)
+    flat = [Sample(at, 63.6 + 0.7 * (at > 1300), 18, 9, 15, at * 84) for at in half_an_hour]
+    leaking = [Sample(at, 63.6 + 48 * at * 84 / 1e6, 18, 9, 15, at * 84) for at in half_an_hour]
+
+    assert grown(flat) == []
+    assert len(grown(leaking)) == 1
+
+
 @pytest.mark.parametrize(
     ("leak", "told"), [({"mb_a_minute": 1}, "rss_mb"), ({"descriptors": 1}, "descriptors"), ({"tasks": 1}, "tasks")]
 )

@@ -61,9 +61,9 @@ class Column:
 
 def everything() -> dict[str, ModuleType]:
     """All scenarios by name, in the order in which they run."""
-    from benchmarks.scenarios import backlog, drain, heartbeat, held, herd, hot, idle, inserts, late, load, pickup
+    from benchmarks.scenarios import backlog, drain, heartbeat, held, herd, hot, idle, inserts, late, load, pickup, turns
 
-    alone = (backlog, hot, held, late, herd, idle, heartbeat)
+    alone = (backlog, turns, hot, held, late, herd, idle, heartbeat)
     return {module.NAME: module for module in (drain, pickup, load, inserts, *alone)}
 
 

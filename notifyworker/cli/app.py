@@ -9,10 +9,12 @@ from notifyworker.cli import version
 from notifyworker.cli.bench import bench
 from notifyworker.cli.demo import demo
 from notifyworker.cli.doctor import doctor, healthcheck
+from notifyworker.cli.limits import limits_list, limits_remove, limits_set
 from notifyworker.cli.pauses import pause, pauses, resume
 from notifyworker.cli.runs import cancel, enqueue, retry, runs_list, show
 from notifyworker.cli.schedules import schedules_delete, schedules_list, schedules_pause, schedules_put, schedules_resume
 from notifyworker.cli.schema import config_set, migrate, prune, schema
+from notifyworker.cli.shares import shares_list, shares_set
 from notifyworker.cli.status import status
 from notifyworker.cli.worker import dev, worker
 
@@ -39,11 +41,15 @@ def make_app() -> App:
     schedules = App(name="schedules", help="Runs that are inserted by the clock.")
     _add(schedules, list=schedules_list, put=schedules_put, pause=schedules_pause, resume=schedules_resume)
     _add(schedules, delete=schedules_delete)
+    limits = App(name="limits", help="How many runs at once, and how many begin in a time.")
+    _add(limits, list=limits_list, set=limits_set, remove=limits_remove)
+    shares = App(name="shares", help="What part of the slots a project gets.")
+    _add(shares, list=shares_list, set=shares_set)
     config = App(name="config", help="Settings that hold for the whole fleet.")
     _add(config, set=config_set)
     _add(app, demo=demo, dev=dev, worker=worker, migrate=migrate, schema=schema)
     _add(app, enqueue=enqueue, runs=runs, status=status, doctor=doctor, healthcheck=healthcheck)
-    _add(app, schedules=schedules, pause=pause, resume=resume, pauses=pauses)
+    _add(app, schedules=schedules, limits=limits, pause=pause, resume=resume, pauses=pauses, shares=shares)
     _add(app, config=config, prune=prune, bench=bench)
     return app
 

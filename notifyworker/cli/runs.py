@@ -48,6 +48,9 @@ async def enqueue(
     idempotency_key: Annotated[
         str | None, Parameter(help="One live run a key; the id of the run that has it is printed.", group=_COLUMNS, **_HYPHEN)
     ] = None,
+    concurrency_key: Annotated[
+        str | None, Parameter(help="Runs of a project with the same key never run side by side.", group=_COLUMNS, **_HYPHEN)
+    ] = None,
     shadow: Annotated[bool, Parameter(help="Execute without effects.", negative="", group=_COLUMNS)] = False,
     headers: Annotated[
         str | None, Parameter(help="A JSON object: trace context and your own.", group=_COLUMNS, **_HYPHEN)
@@ -68,6 +71,7 @@ async def enqueue(
         timeout=timeout,
         expires_at=expires_at,
         idempotency_key=idempotency_key,
+        concurrency_key=concurrency_key,
         is_shadow=shadow,
         headers=None if headers is None else _json("headers", headers),
     )

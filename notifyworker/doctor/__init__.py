@@ -45,6 +45,7 @@ _INSTALLATION: dict[str, Examination] = {
     "leader": fleet.leader,
     "workers": fleet.workers,
     "kinds": fleet.kinds,
+    "limits": fleet.limits,
     "settings": fleet.settings,
     "connections": server.connections,
     "bloat": table.bloat,

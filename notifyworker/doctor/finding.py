@@ -45,6 +45,7 @@ class Limits:
     roomy_bytes: int = 64 * 2**20
     roomy_bytes_per_row: int = 4096
     missed_beats: float = 3.0
+    key_wait_s: float = 600.0
     spare_connections: int = 5
     least_queue_pages: int = 1024
     short_transaction_s: float = 60.0

@@ -109,6 +109,30 @@ async def kinds(patient: Patient) -> list[Finding]:
     return found or [Finding("kinds", Verdict.OK, "all that is ready is served" if ready else "nothing is ready")]
 
 
+async def limits(patient: Patient) -> list[Finding]:
+    """What may not be executed at all, and who waits for a key for long."""
+    found = []
+    every = await patient.store.limits_list(patient.on)
+    for limit in [limit for limit in every if limit["max_running"] == 0][:10]:
+        what = f"{repr(limit['kind']) if limit['kind'] else 'every kind'} of {'project ' + limit['project_id'] if limit['project_id'] else 'every project'}"
+        todo = "notifyworker limits set or remove; notifyworker limits list has all of them."
+        found.append(Finding("limits", Verdict.NOTE, f"{what} is limited to 0 at once: none is executed", todo))
+    seen = await patient.store.limits_seen(patient.on)
+    if seen["waiting"] and seen["waits_s"] > patient.limits.key_wait_s:
+        who = f"run {seen['run_id']} of project {seen['project_id']} has waited for its concurrency key for {duration(seen['waits_s'])}"
+        if seen["held_by"] is None:
+            todo = "The leader's next pass sees to it; see leader."
+            found.append(Finding("limits", Verdict.WARNING, f"{who}, which nobody holds", todo))
+        elif seen["lingers"]:
+            todo = "The handler ignores its cancellation: see handler_ignores_cancellation in that worker's log, and restart it."
+            held = f"run {seen['held_by']} was cancelled, and its handler on {seen['lease_owner']} still goes on"
+            found.append(Finding("limits", Verdict.WARNING, f"{who}: {held}", todo))
+        else:
+            todo = "Runs with one key go one after the other; the handler's timeout is what ends one that hangs."
+            found.append(Finding("limits", Verdict.NOTE, f"{who}; run {seen['held_by']} holds it", todo))
+    return found or [Finding("limits", Verdict.OK, f"{len(every)}; {seen['places']} places taken, {seen['waiting']} runs wait")]
+
+
 async def settings(patient: Patient) -> list[Finding]:
     """Whether what this process was told is what holds for the fleet."""
     fleet = await patient.store.settings(patient.on)

@@ -42,7 +42,7 @@ _NEW_RUN: Json = {
     "timeout": _or_null({"type": "number", "minimum": 1e-6, "maximum": 31_536_000, "description": "of one attempt, in seconds"}),
     "expires_at": _or_null({**_MOMENT, "description": "not started later than this"}),
     "idempotency_key": _or_null({**_KEY, "description": "one run of this project and kind has it"}),
-    "concurrency_key": {"type": "null", "description": "refused until it is built"},
+    "concurrency_key": _or_null({**_KEY, "description": "runs of a project with the same key never run side by side"}),
     "is_shadow": _or_null({**_FLAG, "description": "execute without effects"}),
     "headers": _or_null({"type": "object"}),
     "run_id": _or_null({**_UUID, "description": "a version 7, so that lists stay in order"}),
@@ -56,6 +56,7 @@ _RUN: Json = {
     "lease_owner": _or_null(_TEXT), "lease_token": _INTEGER, "lease_expires_at": _or_null(_MOMENT), "created_at": _MOMENT,
     "started_at": _or_null(_MOMENT), "progress": _ANYTHING, "errors": _ANYTHING, "finished_at": _or_null(_MOMENT),
     "result": _ANYTHING, "effects": _ANYTHING, "error_code": _or_null(_TEXT), "settled_by": _or_null(_TEXT),
+    "waits_for": _or_null({"type": "string", "enum": ["key"]}), "key_held_by": _or_null({"type": "array", "items": _UUID}),
 }  # fmt: skip
 
 _LEASE: Json = {
@@ -97,6 +98,23 @@ _PAUSE: Json = {
     "kind": _or_null(_TEXT), "project_id": _or_null(_TEXT), "until": _or_null(_MOMENT), "paused_at": _MOMENT, "reason": _or_null(_TEXT),
 }  # fmt: skip
 
+_LIMITED: Json = {
+    "kind": _SCOPE["kind"],
+    "project_id": _SCOPE["project_id"],
+    "per": {"type": "string", "enum": ["all", "project", "key"], "description": "counts all together, each project, each key"},
+}
+_NEW_LIMIT: Json = {
+    **_LIMITED,
+    "max_running": _or_null({"type": "integer", "minimum": 0, "maximum": 100_000, "description": "at once; of a key 1 to 1000"}),
+    "rate": _or_null({"type": "integer", "minimum": 1, "maximum": 1_000_000, "description": "so many begin in per_s seconds"}),
+    "per_s": _or_null({"type": "number", "minimum": 0.001, "maximum": 2_678_400, "description": "1 by default"}),
+    "burst": _or_null({"type": "integer", "minimum": 1, "maximum": 1_000_000, "description": "a second's worth by default"}),
+}
+_LIMIT: Json = {
+    "kind": _or_null(_TEXT), "project_id": _or_null(_TEXT), "per": _TEXT, "max_running": _or_null(_INTEGER),
+    "rate": _or_null(_INTEGER), "per_s": _or_null(_NUMBER), "burst": _or_null(_INTEGER), "changed_at": _MOMENT, "running": _INTEGER,
+}  # fmt: skip
+
 _NEW_SCHEDULE: Json = {
     "cron": {**_NAME, "maxLength": 500, "description": "five fields, or six with seconds first"},
     "kind": _NAME,
@@ -112,9 +130,13 @@ _SCHEDULE: Json = {
     "next": {"type": "array", "items": _MOMENT},
 }  # fmt: skip
 
+_NEW_SHARE: Json = {"project_id": _NAME, "weight": {"type": "number", "minimum": 0.001, "maximum": 1000}}
+_SHARE: Json = {"project_id": _TEXT, "weight": _NUMBER, "changed_at": _MOMENT, "running": _INTEGER}
+
 _SCHEMAS: Json = {
     "NewSchedule": _object(_NEW_SCHEDULE, optional=frozenset(_NEW_SCHEDULE) - {"cron", "kind"}, closed=True),
     "Schedule": _object(_SCHEDULE),
+    "NewLimit": _object(_NEW_LIMIT, optional=frozenset(_NEW_LIMIT), closed=True),
     "NewPause": _object(_NEW_PAUSE, optional=frozenset(_NEW_PAUSE), closed=True),
     "Scope": _object(_SCOPE, optional=frozenset(_SCOPE), closed=True),
     "Problem": _object(
@@ -215,6 +237,8 @@ def _paths() -> Json:
     new_run = {"application/json": {"schema": _ref("NewRun")}}
     pause = {"application/json": {"schema": _ref("NewPause")}}
     scope = {"application/json": {"schema": _ref("Scope")}}
+    limit = {"application/json": {"schema": _ref("NewLimit")}}
+    which = [_parameter("kind", _NAME), _parameter("project_id", _NAME), _parameter("per", _LIMITED["per"])]
     return {
         "/": {"get": _operation("home", "how this worker is", page)},
         "/healthz": _probe("healthz", "whether the worker does its job", _ref("Health")),
@@ -239,6 +263,18 @@ def _paths() -> Json:
         "/pauses/resume": {
             "post": _operation("resume", "end a pause", {"200": _answer("done", _object({"resumed": _FLAG}))}, body=scope)
         },
+        "/limits": {
+            "get": _shown("list_limits", "limits", _object({"limits": {"type": "array", "items": _object(_LIMIT)}})),
+            "post": _operation(
+                "set_limit", "make or change a limit", {"201": _answer("set", _object({"set": _FLAG}))}, body=limit
+            ),
+            "delete": _operation(
+                "remove_limit",
+                "end a limit",
+                {"200": _answer("done", _object({"removed": _FLAG}))},
+                parameters=which,
+            ),
+        },
         "/schedules": {
             "get": _shown(
                 "list_schedules", "runs by the clock", _object({"schedules": {"type": "array", "items": _ref("Schedule")}})
@@ -258,6 +294,19 @@ def _paths() -> Json:
                 "delete it",
                 {"200": _answer("deleted", _object({"name": _TEXT, "deleted": _FLAG}))},
                 parameters=[_SCHEDULE_NAME],
+            ),
+        },
+        "/shares": {
+            "get": _shown(
+                "list_shares",
+                "projects with another weight than 1",
+                _object({"shares": {"type": "array", "items": _object(_SHARE)}}),
+            ),
+            "post": _operation(
+                "set_share",
+                "give a project a part of the slots",
+                {"200": _answer("as it is now", _object({name: _NEW_SHARE[name] for name in _NEW_SHARE}))},
+                body={"application/json": {"schema": {**_object(_NEW_SHARE), "additionalProperties": False}}},
             ),
         },
         "/metrics": {"get": _operation("metrics", "metrics of this worker", metrics, is_open=True)},

@@ -41,6 +41,10 @@ class Query:
             raise Problem.of("state", f"must be one of {', '.join(State)}")
         return value
 
+    def text(self, parameter: str) -> str | None:
+        """Return a parameter as it was given."""
+        return self._given.get(parameter)
+
     def name(self, parameter: str) -> str | None:
         """Return a kind or project that is asked for."""
         value = self._given.get(parameter)

@@ -13,12 +13,14 @@ from notifyworker.given import Conflicts, new_run, refused
 from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.body import SMALL_BYTES, read_object
 from notifyworker.http.events import Events
+from notifyworker.http.limits import Limits
 from notifyworker.http.observed import Observed
 from notifyworker.http.openapi import document
 from notifyworker.http.pauses import Pauses
 from notifyworker.http.pool import Pool
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
+from notifyworker.http.shares import Shares
 from notifyworker.store import NewRun, Row
 
 _NOTHING = frozenset[str]()
@@ -28,7 +30,7 @@ _PRODUCERS = frozenset(NewRun.__dataclass_fields__)
 _SYSTEMS = frozenset(
     {
         "state", "attempt", "lease_owner", "lease_token", "lease_expires_at", "created_at", "started_at", "finished_at",
-        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by",
+        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by", "waits_for", "is_limited",
     }
 )  # fmt: skip
 
@@ -57,7 +59,9 @@ class Routes:
             web.get("/reaper", self.reaper),
             web.get("/workers", self.workers),
             *Pauses(self._worker, self._pool).table(),
+            *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
+            *Shares(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
             web.get("/openapi.json", self.openapi),

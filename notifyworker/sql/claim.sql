@@ -1,24 +1,30 @@
 -- pending -> running, for up to $7 runs, each with a fresh lease.
 -- An element a lane, in the order in which they are read: $1 kind, $2 project_id, $3 rank (the negative priority), $4 the
--- mark from which it is read. An element a kind: $5 kind, $6 the handler's max_attempts, $7 its timeout in seconds (null:
+-- mark from which it is read, and $12 how many are taken of it at most. An element a kind: $5 kind, $6 the handler's max_attempts, $7 its timeout in seconds (null:
 -- none). $8 limit, $9 lease_owner, $10 lease in seconds, $11 whether every run is made a shadow run
 WITH lane AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[]) AS l (kind, project_id, rank, mark)
-     -- As a rule nothing is paused, which is found out once a claim and not once a lane.
-     WHERE (SELECT NOT EXISTS (SELECT FROM {schema}.pauses)) OR NOT EXISTS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[], $12::bigint[])
+        AS l (kind, project_id, rank, mark, most)
+     -- As a rule nothing is paused or limited, which is found out once a claim and not once a lane.
+     WHERE ((SELECT NOT EXISTS (SELECT FROM {schema}.pauses)) OR NOT EXISTS (
          SELECT FROM {schema}.pauses AS p
-          WHERE p.kind IN ('', l.kind) AND p.project_id IN ('', l.project_id) AND (p.until IS NULL OR p.until > now()))
+          WHERE p.kind IN ('', l.kind) AND p.project_id IN ('', l.project_id) AND (p.until IS NULL OR p.until > now())))
+       -- Nor what counts against a limit or has a key: that is claim_limited's, also in the moment before this worker
+       -- knows of the limit.
+       AND l.rank & 1 = 0 AND ((SELECT NOT EXISTS (SELECT FROM {schema}.limits)) OR NOT EXISTS (
+         SELECT FROM {schema}.limits AS m
+          WHERE m.per <> 'key' AND m.kind IN ('', l.kind) AND m.project_id IN ('', l.project_id)))
 ), picked AS MATERIALIZED (
     -- Lanes are read one after the other, and the outer LIMIT stops the reading: no row is locked that is not taken.
     SELECT ready.place
       FROM lane AS l, LATERAL (
           SELECT r.ctid AS place
             FROM {schema}.runs AS r
-           WHERE r.state = 'pending' AND r.kind = l.kind AND r.project_id = l.project_id
-             AND -r.priority::int = l.rank AND r.run_at >= l.mark AND r.run_at <= now()
+           WHERE r.state = 'pending' AND r.waits_for IS NULL AND r.kind = l.kind AND r.project_id = l.project_id
+             AND {rank} = l.rank AND r.run_at >= l.mark AND r.run_at <= now()
            -- All of the index's columns: under a policy of rows (schema/0008) the planner does not conclude from the
            -- tests above that the first three are the same throughout, and would sort.
-           ORDER BY r.kind, r.project_id, -r.priority::int, r.run_at, r.run_id LIMIT $8
+           ORDER BY r.kind, r.project_id, {rank}, r.run_at, r.run_id LIMIT l.most
              FOR UPDATE SKIP LOCKED) AS ready
      LIMIT $8
 )

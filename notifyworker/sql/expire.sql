@@ -15,4 +15,5 @@ SELECT run_id, run_at, created_at, expires_at, lease_token, timeout,
        {schema}.with_error(errors, jsonb_build_object('attempt', attempt, 'code', 'expired',
            'message', 'expires_at passed before it was started', 'traceback', NULL, 'worker', NULL)), progress
   FROM gone
-RETURNING run_id
+-- It may have been its turn for a key.
+RETURNING run_id, CASE WHEN concurrency_key IS NOT NULL THEN {schema}.end_wait(project_id, concurrency_key, 1) END AS ended

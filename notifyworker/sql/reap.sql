@@ -13,7 +13,7 @@ WITH dead AS (
            AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended($4 || owner, 0))
 ), taken AS MATERIALIZED (
     SELECT r.run_id, r.kind, r.project_id, r.attempt, r.lease_owner, r.attempt >= r.max_attempts AS is_last, r.started_at,
-           r.lease_expires_at > now() AS was_alive
+           r.lease_expires_at > now() AS was_alive, r.is_limited
       FROM {schema}.runs AS r
      WHERE r.lease_expires_at IS NOT NULL
        AND (r.lease_expires_at <= now() OR r.lease_owner IN (SELECT owner FROM dead))
@@ -28,7 +28,7 @@ WITH dead AS (
       FROM taken
 ), back AS (
     UPDATE {schema}.runs AS r
-       SET state = 'pending', lease_owner = NULL, lease_expires_at = NULL, started_at = NULL,
+       SET state = 'pending', lease_owner = NULL, lease_expires_at = NULL, started_at = NULL, is_limited = false,
            errors = {schema}.with_error(r.errors, (SELECT of_run FROM entry) -> r.run_id::text),
            is_shadow = r.is_shadow AND r.shadow_by IS DISTINCT FROM 'worker', shadow_by = nullif(r.shadow_by, 'worker')
      -- Arrays and not joins: while statistics say that the table is empty, a join may read all of it instead.
@@ -45,6 +45,13 @@ WITH dead AS (
         concurrency_key, 'E-RUN-002', payload, headers,
         {schema}.with_error(errors, (SELECT of_run FROM entry) -> run_id::text), progress
       FROM gone
+), freed AS (
+    -- By a look-up for each that has places at all, and not by a join, which may read all places for none.
+    DELETE FROM {schema}.places AS p
+     WHERE p.ctid = ANY (array(
+        SELECT held.place_at FROM taken AS r, LATERAL (
+            SELECT h.ctid AS place_at FROM {schema}.places AS h WHERE h.run_id = r.run_id AND NOT h.lingers OFFSET 0) AS held
+         WHERE r.is_limited))
 ), log AS (
     INSERT INTO {schema}.reaps (run_id, kind, project_id, attempt, taken_from, taken_by, reason, became)
     SELECT run_id, kind, project_id, attempt, lease_owner, $2,

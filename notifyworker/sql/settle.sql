@@ -18,6 +18,13 @@ WITH mine AS MATERIALIZED (
     DELETE FROM {schema}.runs AS r USING mine
      WHERE r.ctid = mine.place AND CASE WHEN r.state = 'running' THEN true END
     RETURNING r.*, mine.became, mine.result, mine.effects, mine.error_code, mine.error, mine.was_started
+), freed AS (
+    -- By a look-up for each that has places at all, and not by a join, which may read all places for none.
+    DELETE FROM {schema}.places AS p
+     WHERE p.ctid = ANY (array(
+        SELECT held.place_at FROM gone AS r, LATERAL (
+            SELECT h.ctid AS place_at FROM {schema}.places AS h WHERE h.run_id = r.run_id AND NOT h.lingers OFFSET 0) AS held
+         WHERE r.is_limited))
 ), kept AS (
     INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, finished_at, lease_token, timeout,
         priority, max_attempts, attempt, is_shadow, state, kind, project_id, settled_by, shadow_by, idempotency_key,

@@ -81,7 +81,9 @@ def of_work(frame: Frame, kinds: list[dict[str, Any]], faults: list[dict[str, An
     if due and not frame.alive:
         since = min(kind["due_since"] for kind in due)
         text = "Start one: notifyworker worker MODULE:ATTR. Nothing is lost meanwhile."
-        found.append(Need("bad", f"No worker is here, {plural(sum(k['due'] for k in due), 'run waits', 'runs wait')}", text, since))
+        found.append(
+            Need("bad", f"No worker is here, {plural(sum(k['due'] for k in due), 'run waits', 'runs wait')}", text, since)
+        )
     for kind in due if frame.alive else []:
         waits_s = (frame.now - kind["due_since"]).total_seconds()
         pause = next((p for p in frame.pauses if p["kind"] in {None, kind["kind"]} and p["project_id"] is None), None)

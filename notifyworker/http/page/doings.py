@@ -99,7 +99,7 @@ def again(store: Store, pool: Pool, row: Any, how: str, edited: str | None) -> D
                 raise Problem.of("payload", str(error).removeprefix("$ ")) from None
         new = NewRun(
             row["kind"], payload, row["project_id"], row["priority"], max_attempts=row["max_attempts"], timeout=row["timeout"],
-            is_shadow=is_shadow or row["is_shadow"], headers=row["headers"],
+            is_shadow=is_shadow or row["is_shadow"], concurrency_key=row["concurrency_key"], headers=row["headers"],
         )  # fmt: skip
         try:
             made, _ = await store.run_insert(pool, new)

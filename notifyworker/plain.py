@@ -1,0 +1,43 @@
+"""What a plain handler in a thread may ask of its worker: it can't await, so that it is done when the call returns."""
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+from notifyworker.child import refuse_transaction
+from notifyworker.run import Done, Run, is_plain
+
+if TYPE_CHECKING:
+    from notifyworker.run import Connection
+
+_WRITE_S = 30.0  # above every deadline of a progress
+
+
+class ThreadDesk:
+    """Asks the run's own desk in its event loop. Made in that loop."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._desk = run.desk
+        self._loop = asyncio.get_running_loop()
+
+    def write_progress(self, run: Run, progress: str) -> Awaitable[None]:
+        """Write it, fenced. Raises LeaseLost."""
+
+        async def write() -> None:
+            await self._desk.write_progress(run, progress)
+
+        written = asyncio.run_coroutine_threadsafe(write(), self._loop)
+        if not is_plain():  # the handler has made an event loop of its own
+            return asyncio.wrap_future(written)
+        written.result(_WRITE_S)
+        return Done()
+
+    def transaction(self, run: Run, connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":  # noqa: ARG002 - whichever
+        """Refuse: a plain handler can't wait for it."""
+        refuse_transaction(run)
+
+    def logger(self, run: Run) -> Any:
+        """Return a structlog logger bound to the run."""
+        return self._desk.logger(run)

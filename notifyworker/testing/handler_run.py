@@ -1,0 +1,85 @@
+"""A run without a database: a handler is called with it as with any other, and it records what the handler asks for."""
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from notifyworker import payload as payloads
+from notifyworker.run import Done, Run
+
+if TYPE_CHECKING:
+    from notifyworker.run import Connection
+
+
+class HandlerRun(Run):
+    """
+    A `Run` to call a handler with: `await send_email(HandlerRun(), Email(to="a@example.org"))`.
+
+    `progresses` are all that was shown, the last one last; `effects` those of a shadow run, by `name`, `args` and
+    `kwargs`: a live run calls them. `lines` are what was logged. `transaction()` gives the `connection` that was given,
+    and is refused without one. Set `cancelled` to see a handler stop.
+    """
+
+    def __init__(
+        self,
+        kind: str = "test",
+        payload: Any = None,
+        *,
+        attempt: int = 1,
+        max_attempts: int = 3,
+        lease_token: int = 1,
+        project_id: str = "default",
+        priority: int = 0,
+        headers: dict[str, Any] | None = None,
+        is_shadow: bool = False,
+        connection: Any = None,
+    ) -> None:
+        super().__init__(
+            uuid.uuid4(), lease_token, kind, project_id, priority, 0.0, payloads.encode({} if payload is None else payload),
+            payloads.encode(headers or {}), attempt, max_attempts, is_shadow,
+            desk=_Desk(self, connection),
+        )  # fmt: skip
+        self.progresses: list[Any] = []
+        self.lines: list[dict[str, Any]] = []
+
+    @property
+    def effects(self) -> list[dict[str, Any]]:
+        """What a shadow run would have done."""
+        return self._effects or []
+
+
+class _Desk:
+    def __init__(self, run: HandlerRun, connection: Any) -> None:
+        self._run = run
+        self._connection = connection
+
+    def write_progress(self, run: Run, progress: str) -> Awaitable[None]:  # noqa: ARG002 - there is one
+        """Record it."""
+        self._run.progresses.append(payloads.decode(progress))
+        return Done()
+
+    def transaction(self, run: Run, connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":
+        """Give what was given. Raises RuntimeError without."""
+        given = connection or self._connection
+        if given is None:
+            message = f"{run!r} has no database: HandlerRun(connection=...) takes one, or a fake of yours; or drain() it"
+            raise RuntimeError(message)
+        return _given(given)
+
+    def logger(self, run: Run) -> Any:  # noqa: ARG002 - as above
+        """Return a logger that records."""
+
+        def record(_logger: Any, method: str, event: Any) -> Any:
+            self._run.lines.append({"level": method, **event})
+            raise structlog.DropEvent
+
+        bound = structlog.make_filtering_bound_logger(0)
+        return structlog.wrap_logger(None, processors=[record], wrapper_class=bound)
+
+
+@asynccontextmanager
+async def _given(connection: Any) -> "AsyncIterator[Connection]":
+    yield connection
