@@ -438,11 +438,13 @@ BEGIN
 END $$;
 
 -- The net, cast by the leader at each pass: places of cancelled runs whose worker is gone, places without a run, runs that
--- wait for a key that is free. Returns how much there was to mend.
+-- wait for a key that is free. Returns how many places there were to mend: a key that has just become free, and whose next
+-- run is not claimed yet, looks here like one that was forgotten, and one more that is let go waits again.
 CREATE FUNCTION {schema}.mend_limits() RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
-    mended integer;
+    mended  integer;
+    ended   integer := 0;
     waiting record;
 BEGIN
     DELETE FROM {schema}.places AS p
@@ -468,7 +470,7 @@ BEGIN
           FROM w
     LOOP
         IF waiting.free > 0 THEN
-            mended := mended + {schema}.end_wait(waiting.project_id, waiting.key, waiting.free);
+            ended := ended + {schema}.end_wait(waiting.project_id, waiting.key, waiting.free);
         END IF;
     END LOOP;
     -- A bucket that is full says nothing.
@@ -478,7 +480,7 @@ BEGIN
          WHERE r.full_at < clock_timestamp() AND NOT EXISTS (
                    SELECT FROM {schema}.limits AS l WHERE l.limit_id = r.limit_id AND l.changed_at > now() - interval '60 s')
            FOR UPDATE SKIP LOCKED));
-    IF mended > 0 AND pg_notification_queue_usage() < 0.5 THEN
+    IF mended + ended > 0 AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('{name}', '');
     END IF;
     RETURN mended;

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from chaos.check import Lease, Settle, Verdict, Witness, judge
+from chaos.kinds import AT_ONCE, LIMITED
 from chaos.ledger import Entry, Ledger, Reader
 from chaos.mutants import MUTANTS, TOP
 from chaos.table import Row
@@ -78,6 +79,13 @@ DOUBLE = {
     "one token given twice": judged(leases=[*LEASES, replace(LEASES[1], owner="host:9:cc")]),
     "started twice under a lease": judged([*ENTRIES, replace(ENTRIES[4], at=4.5)]),
     "two at a time": judged(changed("exit", 7, lambda e: replace(e, at=4.5))),
+    "two of one key at a time": judged(
+        [
+            *ENTRIES,
+            Entry("start", 4.2, 7, {"run": "s", "token": 1, "kind": "good", "attempt": 1, "key": "x"}),
+            Entry("start", 4.3, 8, {"run": "t", "token": 1, "kind": "good", "attempt": 1, "key": "x"}),
+        ]
+    ),
     "two at a time, and one never ended": judged(changed("exit", 7, lambda _e: None)),
 }
 WRONG = {
@@ -85,6 +93,7 @@ WRONG = {
     "an effect of a run that was not settled": judged(effects=[("r", 2), ("s", 1)]),
     "rolled back and there": judged([*ENTRIES, Entry("rolled back", 1.2, 1, {"runs": ["r"]})]),
     "nobody inserted it": judged(changed("try", 1, lambda _e: None)),
+    "places that nobody gave back": judged(places=1),
     "settled and live": judged(live={"r"}),
     "settled under an old token": judged(settles=[replace(SETTLES[0], token=1, by="host:7:aa")]),
     "settled by one without the lease": judged(settles=[replace(SETTLES[0], by="host:7:aa")]),
@@ -111,6 +120,15 @@ def test_what_is_done_twice_is_seen(case):
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_seen(case):
     assert WRONG[case].wrong
+
+
+def test_more_of_a_kind_than_its_limit_says_are_seen():
+    at_once = [
+        Entry("start", 4.0 + n / 100, 7, {"run": f"s{n}", "token": 1, "kind": LIMITED, "attempt": 1}) for n in range(AT_ONCE + 1)
+    ]
+    for started, is_seen in ((at_once, True), (at_once[1:], False)):
+        told = judge([*ENTRIES, *started], GOOD, is_mixed=True).double
+        assert any(f"kind {LIMITED}" in text for text in told) is is_seen
 
 
 def test_a_commit_without_an_answer_is_looked_for_afterwards():

@@ -591,7 +591,7 @@ async def test_the_command_tells_in_text_in_json_and_by_its_exit_code(dsn, conne
     env = {"NOTIFYWORKER_DSN": dsn}
     fine = await call("doctor", env=env)
     assert fine.code == 0
-    assert fine.out.endswith("\n0 failing, 0 warnings, 2 notes, 18 ok\n")
+    assert fine.out.endswith("\n0 failing, 0 warnings, 2 notes, 19 ok\n")
     await connection.execute("INSERT INTO notifyworker.runs (kind) VALUES (E'a\\x1b[2J')")
     warned = await call("doctor", env=env)
     assert (warned.code, "\x1b" in warned.out) == (0, False)

@@ -117,6 +117,25 @@ async def test_a_bound_role_inserts_for_its_own_project_alone(house):
     assert await house.owner.fetchval("SELECT count(*) FROM notifyworker.runs") == 4
 
 
+async def test_a_bound_role_limits_its_own_project_alone(any_house):
+    house = any_house
+    await house.owner.execute("SELECT notifyworker.set_limit(max_running => 5)")
+    await house.owner.execute("SELECT notifyworker.set_limit(project_id => 'b', max_running => 5)")
+    await house.a.execute("SELECT notifyworker.set_limit(project_id => 'a', max_running => 1)")
+    for project in (None, "b"):
+        with pytest.raises(REFUSED, match="may not limit"):
+            await house.a.execute("SELECT notifyworker.set_limit(project_id => $1, max_running => 1)", project)
+        with pytest.raises(REFUSED, match="may not change limits"):
+            await house.a.execute("SELECT notifyworker.remove_limit(project_id => $1)", project)
+    assert await projects(house.a, "limits") == {"a"}
+    assert await projects(house.owner, "limits") == {"", "a", "b"}
+    await house.owner.execute("""INSERT INTO notifyworker.places (limit_id, project_id, key, place, run_id, lease_owner)
+        SELECT 0, project_id, payload::text, 0, run_id, 'w' FROM notifyworker.runs""")
+    assert await projects(house.a, "places") == {"a"}
+    await house.owner.execute("INSERT INTO notifyworker.rates SELECT limit_id, project_id, '', now() FROM notifyworker.limits")
+    assert await projects(house.a, "rates") == {"a"}
+
+
 async def test_runs_of_another_project_are_not_there_for_it(any_house):
     for function in ("cancel", "retry", "forget"):
         for run_id in (any_house.live["b"], any_house.settled["b"]):

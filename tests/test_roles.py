@@ -46,7 +46,15 @@ FUNCTIONS = {
     "remove_limit('a')": {"worker", "operator"},
     "set_share('p', 2)": {"worker", "operator"},
     "place_freed()": set[str](),
-    "end_wait('p', 'x', 1)": set[str](),
+    "end_wait('p', 'x', 1)": {"worker"},
+    "claim_limited('{{a}}', '{{p}}', '{{1}}', '{{now}}', '{{a}}', '{{3}}', '{{null}}', 1, 'w', 60, false, '{{1}}')": {"worker"},
+    "take_keys('a', 'p', 1, 1, 'w', false)": {"worker"},
+    "take_room('a', 'p', '{{}}', '{{}}', 'w')": {"worker"},
+    "room('a', 'p')": {"worker"},
+    "key_places('p')": {"worker"},
+    "tokens(null, 'p', '')": {"worker"},
+    "spend(ROW(1, '', '', 'all', null, 1, 1, 1, now())::notifyworker.limits, 'p', '', 1)": {"worker"},
+    "adopt(null)": {"worker"},
     "mend_limits()": {"worker"},
     "end_lingering('{live}', 'w')": {"worker"},
     "schedule_changes()": set[str](),
@@ -78,6 +86,17 @@ ACTIONS = {
     "INSERT INTO notifyworker.audit (actor, action, target, matched) VALUES ('a', 'b', '[]', 1)": {"worker"},
     "UPDATE notifyworker.audit SET changed = 1": {"worker"},
     "DELETE FROM notifyworker.audit": {"worker"},
+    "SELECT * FROM notifyworker.limits": READS,
+    "SELECT * FROM notifyworker.places": READS,
+    "SELECT * FROM notifyworker.rates": READS,
+    "SELECT * FROM notifyworker.shares": READS,
+    "INSERT INTO notifyworker.limits (max_running) VALUES (1)": set[str](),
+    "UPDATE notifyworker.limits SET max_running = 1": {"worker"},  # it locks them
+    "DELETE FROM notifyworker.limits": set[str](),
+    "INSERT INTO notifyworker.places VALUES (0, 'p', 'x', 0, '{live}', 'w')": {"worker"},
+    "DELETE FROM notifyworker.places": {"worker"},
+    "DELETE FROM notifyworker.rates": {"worker"},
+    "UPDATE notifyworker.shares SET weight = 2": set[str](),
     "INSERT INTO notifyworker.schedules (name, cron, kind) VALUES ('s', '* * * * *', 'a')": {"worker", "operator"},
     "UPDATE notifyworker.schedules SET paused = true": {"worker", "operator"},
     "DELETE FROM notifyworker.schedules": {"worker", "operator"},
@@ -294,7 +313,8 @@ async def test_definers_rights_are_used_where_needed_and_every_path_is_pinned(db
 
     assert {row["proname"] for row in rows if row["prosecdef"]} == {
         "enqueue", "cancel", "retry", "forget", "make_partitions", "drop_expired_partitions",
-        "key_holder", "take_key", "keep_key", "pause", "resume",
+        "key_holder", "take_key", "keep_key", "pause", "resume", "set_limit", "remove_limit", "place_freed", "mend_limits",
+        "set_share",
     }  # fmt: skip
     for row in rows:
         assert "search_path=pg_catalog, pg_temp" in (row["proconfig"] or []) or row["is_bound_early"], row["proname"]

@@ -26,7 +26,7 @@ WITH home AS (
     SELECT 'schema' AS what, '' AS name, x.grantee, x.privilege_type
       FROM home AS h, aclexplode(h.nspacl) AS x
     UNION ALL
-    SELECT 'table', r.relname, x.grantee, x.privilege_type FROM relation AS r, aclexplode(r.relacl) AS x
+    SELECT 'table', r.relname::text, x.grantee, x.privilege_type FROM relation AS r, aclexplode(r.relacl) AS x
     UNION ALL
     SELECT 'column', r.relname || '.' || a.attname, x.grantee, x.privilege_type
       FROM relation AS r JOIN pg_attribute AS a ON a.attrelid = r.oid, aclexplode(a.attacl) AS x

@@ -23,7 +23,7 @@ ledger.note("up", package=notifyworker.__file__)
 def noted(run: Run) -> Iterator[dict[str, int]]:
     """Start and end of one handler. Yields what it returns, which names the lease under which it was executed."""
     facts = {"run": str(run.run_id), "token": run.lease_token}
-    ledger.note("start", kind=run.kind, attempt=run.attempt, **facts)
+    ledger.note("start", kind=run.kind, attempt=run.attempt, key=run.headers.get("key"), **facts)
     how = "raised"
     try:
         yield {"token": run.lease_token, "pid": os.getpid()}

@@ -251,6 +251,7 @@ class Arena:
             [Settle(*row) for row in settles],
             [(row[0], row[1]) for row in effects],
             {row[0] for row in live},
+            await self.value("SELECT count(*) FROM notifyworker.places"),
         )
 
     async def close(self) -> None:

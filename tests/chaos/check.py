@@ -9,7 +9,7 @@ goes on beside the next attempt.
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from chaos.kinds import EXACT, HOLDS_GIL, POISON
+from chaos.kinds import AT_ONCE, EXACT, HOLDS_GIL, LIMITED, POISON
 from chaos.ledger import Entry
 
 
@@ -49,6 +49,8 @@ class Witness:
     #: Rows that handlers wrote in run.transaction(): the run, and the token of the lease.
     effects: list[tuple[str, int]]
     live: set[str]
+    #: Places of limits and keys that are still taken.
+    places: int = 0
 
 
 @dataclass(slots=True)
@@ -78,7 +80,13 @@ def judge(entries: list[Entry], witness: Witness, *, gil_is_frozen: bool = False
     _leases(entries, witness, verdict)
     _fence(entries, witness, verdict)
     _effects(witness, verdict)
-    _overlaps(entries, verdict, gil_is_frozen=gil_is_frozen)
+    if witness.places and not witness.live:
+        verdict.wrong.append(f"{witness.places} places are taken, and nothing runs")
+    spans = _spans(entries, gil_is_frozen=gil_is_frozen)
+    _overlaps(spans, verdict, "run", 1)
+    _overlaps(spans, verdict, "key", 1)
+    if is_mixed:
+        _overlaps([span for span in spans if span.entry.facts["kind"] == LIMITED], verdict, "kind", AT_ONCE)
     return verdict
 
 
@@ -171,8 +179,17 @@ def _is_of(owner: str | None, pid: int | None) -> bool:
     return owner is not None and owner.split(":")[-2] == str(pid)
 
 
-def _overlaps(entries: list[Entry], verdict: Verdict, *, gil_is_frozen: bool) -> None:
-    """No two handlers of one run at a time, by the clock that all processes share: also outside of the database."""
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From when to when a handler was executed, by the clock that all processes share, and its start."""
+
+    began: float
+    ended: float
+    entry: Entry
+
+
+def _spans(entries: list[Entry], *, gil_is_frozen: bool) -> list[Span]:
+    """All of them in the order in which they began."""
     ends: dict[tuple[str, int, int], float] = {}
     ceased: dict[int, list[float]] = defaultdict(list)
     for entry in entries:
@@ -180,19 +197,26 @@ def _overlaps(entries: list[Entry], verdict: Verdict, *, gil_is_frozen: bool) ->
             ends.setdefault((*entry.lease, entry.pid), entry.at)
         elif entry.what in {"exit", "freeze"} or (gil_is_frozen and entry.what == "start" and entry.facts["kind"] in HOLDS_GIL):
             ceased[entry.pid].append(entry.at)
-    spans: dict[str, list[tuple[float, float, Entry]]] = defaultdict(list)
+    spans: list[Span] = []
     for entry in entries:
         if entry.what == "start" and entry.facts["kind"] != "stubborn":
-            end = ends.get((*entry.lease, entry.pid), float("inf"))
-            end = min([end, *(at for at in ceased[entry.pid] if at >= entry.at)])
-            spans[entry.facts["run"]].append((entry.at, end, entry))
-    for run, of_run in spans.items():
-        latest = of_run[0]
-        for span in of_run[1:]:
-            began, later = span[0], span[2]
-            if began < latest[1]:
-                took_s = min(latest[1], span[1], entries[-1].at) - began
-                verdict.double.append(
-                    f"{run}: {later.facts['kind']} was started by {later.pid} while {latest[2].pid} executed it, for {took_s:.3f} s"
-                )
-            latest = max(latest, span, key=lambda one: one[1])
+            end = min([ends.get((*entry.lease, entry.pid), entries[-1].at), *(at for at in ceased[entry.pid] if at >= entry.at)])
+            spans.append(Span(entry.at, end, entry))
+    return spans
+
+
+def _overlaps(spans: list[Span], verdict: Verdict, what: str, most: int) -> None:
+    """No more than so many handlers of one run, one key or one kind at a time: also outside of the database."""
+    going: dict[str, list[Span]] = defaultdict(list)
+    for span in spans:
+        name = span.entry.facts.get(what)
+        if name is None:
+            continue
+        before = [other for other in going[name] if other.ended > span.began]
+        if len(before) >= most:
+            took_s = min(span.ended, *(other.ended for other in before)) - span.began
+            verdict.double.append(
+                f"{what} {name}: {span.entry.facts['kind']} was started by {span.entry.pid} while {len(before)} executed it, "
+                f"{before[-1].entry.pid} among them, for {took_s:.3f} s"
+            )
+        going[name] = [*before, span]

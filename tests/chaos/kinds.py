@@ -13,3 +13,5 @@ POISON = {
 HOLDS_GIL = {"gil", "regex"}
 #: Writes its effect in run.transaction(): the run is settled before its handler returns.
 EXACT = "exact"
+#: In the mixture so many of this kind are executed at once, by a limit.
+LIMITED, AT_ONCE = "flaky", 5

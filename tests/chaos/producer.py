@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 
+from chaos.kinds import EXACT
 from chaos.ledger import Ledger
 from chaos.proxy import Proxy
 from chaos.thread import ProxyThread
@@ -58,6 +59,7 @@ class Producer:
     async def _transaction(self, ids: list[str], *, is_rolled_back: bool) -> str:
         """One transaction: "ok", "rolled back", or "unknown"."""
         self._ledger.note("try", runs=ids)
+        kinds = [self._kind() for _ in ids]
         outcome = "rolled back"  # what has not sent its COMMIT is
         try:
             if self._connection is None:
@@ -67,9 +69,10 @@ class Producer:
                 )
             await self._connection.execute("BEGIN")
             await self._connection.execute(
-                "INSERT INTO notifyworker.runs (run_id, kind, payload, max_attempts) SELECT * FROM unnest($1::uuid[], $2::text[],"
-                " $3::jsonb[]), (VALUES (100)) AS v",
-                ids, [self._kind() for _ in ids], [self._payload() for _ in ids],
+                "INSERT INTO notifyworker.runs (run_id, kind, payload, max_attempts, concurrency_key, headers)"
+                " SELECT id, kind, payload, 100, key, jsonb_build_object('key', key)"
+                " FROM unnest($1::uuid[], $2::text[], $3::jsonb[], $4::text[]) AS r (id, kind, payload, key)",
+                ids, kinds, [self._payload() for _ in ids], [self._key(kind) for kind in kinds],
             )  # fmt: skip
             if is_rolled_back:
                 await self._connection.execute("ROLLBACK")
@@ -85,6 +88,10 @@ class Producer:
 
     def _kind(self) -> str:
         return self._random.choices(("good", "exact", "flaky"), (75, 20, 5))[0]
+
+    def _key(self, kind: str) -> str | None:
+        """Some have a key, but none that is settled before its handler returns: that frees its key a moment before."""
+        return str(self._random.randrange(200)) if kind != EXACT and self._random.random() < 0.2 else None
 
     def _payload(self) -> str:
         return json.dumps({"ms": self._random.choice((0, 0, 1, 5, 20)), "fails": self._random.randint(1, 3)})

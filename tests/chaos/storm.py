@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from chaos.arena import Arena
 from chaos.fleet import Member
+from chaos.kinds import AT_ONCE, LIMITED
 from chaos.producer import Producer
 
 _WORKERS = 5
@@ -31,6 +32,7 @@ class Storm:
         a = self.a
         self.members = await a.workers(_WORKERS, concurrency=20, **(_MIXED if a.form.settings else {}))
         a.fleet.keep_up()
+        await a.fetch("SELECT notifyworker.set_limit($1, max_running => $2)", LIMITED, AT_ONCE)
         count = a.form.mixture_runs // _PRODUCERS
         for i in range(_PRODUCERS):
             producer = Producer(
