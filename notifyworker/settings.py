@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65_535)
     token: SecretStr | None = None
     tokens: SecretStr | None = None
-    prefix: str = ""
+    prefix: str | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -168,8 +168,8 @@ class Settings(BaseSettings):
 
     @field_validator("prefix")
     @classmethod
-    def _is_path(cls, value: str) -> str:
-        if not re.fullmatch(PREFIX, value):
+    def _is_path(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(PREFIX, value):
             message = "give the path below which a proxy shows the page, such as /queue, without a slash at its end"
             raise ValueError(message)
         return value

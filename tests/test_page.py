@@ -10,6 +10,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,6 +25,7 @@ from notifyworker.http.page.attention import Need, sentence, suspects
 from notifyworker.http.pool import Pool
 from notifyworker.migrate import migrate
 from notifyworker.settings import Settings
+from notifyworker.tokens import named_tokens_of
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 FORM = {**HTML, "Content-Type": "application/x-www-form-urlencoded"}
@@ -546,3 +548,11 @@ def test_numbers_for_people() -> None:
     assert shown.count(100_000, 100_000) == "100,000+"
     assert shown.plural(1, "run") == "1 run"
     assert [charts.ceiling(n) for n in (0, 0.03, 1, 7, 816)] == [1, 0.05, 1, 10, 1000]
+
+
+def test_the_tokens_of_the_docs_are_some() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "page.md").read_text()
+    (line,) = re.findall(r"^NOTIFYWORKER_TOKENS=(.*)$", text, re.MULTILINE)
+    assert [(one.name, one.role) for one in named_tokens_of(line)] == [("anna", "operator"), ("wall", "viewer")]
+    for path in re.findall(r"\]\((page/\w+\.png)\)", text):
+        assert (Path(__file__).parents[1] / "docs" / path).stat().st_size < 150_000

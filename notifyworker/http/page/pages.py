@@ -50,7 +50,7 @@ class Pages:
         self._guard = guard
         self._live = live
         self.queries = Queries(worker.store.schema)
-        self.site = Site(worker.settings.prefix, describe(worker.dsn).rpartition("@")[2])
+        self.site = Site(worker.settings.prefix or "", describe(worker.dsn).rpartition("@")[2])
         self._memory = Memory(describe(worker.dsn))
         self._overview = Overview(worker, pool, self.queries)
         self._runs = Runs(self.queries)
