@@ -102,7 +102,7 @@ class _Child:
                 self._run = message.more
             elif message.what == "cancelled":
                 if self._run is not None:
-                    self._run.cancelled = True
+                    self._run.cancel()
             else:
                 self._answers.put(message)
 

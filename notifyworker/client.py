@@ -14,7 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import DatabaseError, Queryable, connect, explain
+from notifyworker.database import DatabaseError, Queryable, brief, connect, explain, is_refusal
 from notifyworker.errors import InvalidRun, RunNotFound, SettingsError, WaitTimeout
 from notifyworker.given import (
     REFUSALS,
@@ -32,11 +32,12 @@ from notifyworker.given import (
     schedule_as_dict,
     uuid_of,
 )
-from notifyworker.pause import Backoff
+from notifyworker.observe import log
 from notifyworker.run import TERMINAL, State
 from notifyworker.settings import Settings
-from notifyworker.store import NewRun, Store
+from notifyworker.store import Inserted, NewRun, Store
 from notifyworker.trace import sending
+from notifyworker.waiting import Waiting
 
 
 class Client:
@@ -55,6 +56,7 @@ class Client:
         self._store = Store(settings.schema_name)
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
+        self._waiting = Waiting(self._listen_dsn, self._store)
 
     async def __aenter__(self) -> Self:
         return self
@@ -64,6 +66,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections that this client opened."""
+        await self._waiting.close()
         if self._pool is not None:
             self._pool.terminate()
             self._pool = None
@@ -72,16 +75,23 @@ class Client:
         """
         Insert one run and return its id; with an idempotency key that another run holds, that run's id.
 
+        With `debounce` (seconds) a pending run of the key takes what is new, and is due so long from now, at most
+        `debounce_at_most` after it was enqueued; with `throttle` the key is held for so long from the first run on.
         Raises InvalidRun, naming the column.
         """
+        return (await self.insert(kind, payload, connection=connection, **columns)).run_id
+
+    async def insert(self, kind: str, payload: Any = None, *, connection: Queryable | None = None, **columns: Any) -> Inserted:
+        """As `enqueue`; also says what became of it: `new`, `existing` (another run holds the key) or `replaced` (debounced)."""
         with sending(kind, columns.get("headers")) as (headers, sent):
             new = new_run(kind, payload, **columns | {"headers": headers})
-            return sent.as_run((await self.insert(new, connection=connection))[0])
+            inserted = await self._insert(new, connection or await self._connected())
+            sent.as_run(inserted.run_id)
+            return inserted
 
-    async def insert(self, new: NewRun, *, connection: Queryable | None = None) -> tuple[UUID, bool]:
-        """As `enqueue`, of a run that was checked; the second value is True if the run was there already."""
+    async def _insert(self, new: NewRun, on: Queryable) -> Inserted:
         try:
-            return await self._store.run_insert(connection or await self._connected(), new)
+            return await self._store.run_insert(on, new)
         except REFUSALS as error:
             raise refused(error) from error
 
@@ -89,6 +99,8 @@ class Client:
         self, kind: str, payloads: Iterable[Any], *, connection: Queryable | None = None, **columns: Any
     ) -> list[UUID]:
         """Insert a run a payload, in batches of 1,000; return the ids in order. Not one transaction, unless `connection` has one."""
+        if paced := sorted(columns.keys() & {"debounce", "debounce_at_most", "throttle"}):
+            raise InvalidRun(paced[0], "is not for many at once", hint="enqueue them singly")
         on = connection or await self._connected()
         ids: list[UUID] = []
         batch: list[NewRun] = []
@@ -108,7 +120,7 @@ class Client:
             given = await self._store.runs_insert(on, batch)
         except REFUSALS as error:
             raise refused(error) from error
-        return [run_id or (await self.insert(new, connection=on))[0] for run_id, new in zip(given, batch, strict=True)]
+        return [run_id or (await self._insert(new, on)).run_id for run_id, new in zip(given, batch, strict=True)]
 
     async def get(self, run_id: UUID | str) -> dict[str, Any]:
         """Return one run, live or settled. Raises RunNotFound."""
@@ -245,16 +257,25 @@ class Client:
         """
         Return the run once it is settled. `timeout` in seconds.
 
-        Looks with growing pauses, at most every second. Raises WaitTimeout, RunNotFound.
+        Its settle tells, on a connection that this client opens for it and keeps while somebody waits; a look every 5 s makes
+        sure. Raises WaitTimeout, RunNotFound.
         """
-        backoff = Backoff(cap_s=1.0)
+        wanted = uuid_of("run_id", run_id)
         try:
             async with asyncio.timeout(timeout):
-                while True:
-                    run = await self.get(run_id)
-                    if run["state"] in TERMINAL:
-                        return run
-                    await asyncio.sleep(backoff.next_s())
+                run = await self.get(wanted)
+                if run["state"] in TERMINAL:
+                    return run
+                with self._waiting.of(wanted) as wait:
+                    while run["state"] not in TERMINAL:
+                        await wait.for_a_look()
+                        try:
+                            run = await self.get(wanted)
+                        except DatabaseError as error:
+                            if is_refusal(error):
+                                raise
+                            log.debug("wait_goes_on", run_id=str(wanted), error=brief(error))
+                    return run
         except TimeoutError:
             message = f"run {run_id} is not settled after {timeout} s"
             raise WaitTimeout(message) from None

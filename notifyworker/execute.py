@@ -8,10 +8,12 @@ or nothing, when the lease is no longer ours and there is nothing left to write.
 import asyncio
 import contextlib
 import contextvars
+import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
+from types import FrameType
 from typing import Any, Literal, TypeAlias
 
 from notifyworker import payload as payloads
@@ -25,6 +27,7 @@ from notifyworker.run import Outcome, Run, State
 
 MESSAGE_BYTES = 8 * 1024
 TRACEBACK_BYTES = 32 * 1024
+_FRAMES = 12  # of a handler's stack that are told
 
 #: Why an attempt was ended from outside. "lost": somebody else has settled, cancelled or taken the run.
 Why: TypeAlias = Literal["timeout", "lost", "stopping"]
@@ -57,9 +60,18 @@ class Attempt:
         """Cancel the handler, for the first reason that was given."""
         if self.why is None:
             self.why = why
-            self.run.cancelled = True
+            self.run.cancel()
             if self.task is not None:
                 self.task.cancel()
+
+    def stack(self) -> list[str]:
+        """Where its handler stands, the innermost frame last."""
+        if self.thread_id is not None:
+            frame = sys._current_frames().get(self.thread_id)  # noqa: SLF001 - the documented way to another thread's stack
+            frames = [] if frame is None else [f for f, _ in traceback.walk_stack(frame)][::-1]
+        else:
+            frames = [] if self.task is None else _frames(self.task.get_coro())
+        return [f"{f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}" for f in frames[-_FRAMES:]]
 
 
 async def execute(
@@ -128,6 +140,17 @@ def _in_thread(attempt: Attempt, arguments: tuple[Any, ...]) -> Any:
     except StopIteration as error:  # no future can hold one: whoever waits for it would wait for ever
         message = "the handler raised StopIteration"
         raise RuntimeError(message) from error
+
+
+def _frames(waits: object) -> list[FrameType]:
+    """From a coroutine to what it waits for, and so on: a suspended task itself knows its outermost frame alone."""
+    frames = []
+    while waits is not None:
+        frame = getattr(waits, "cr_frame", None) or getattr(waits, "gi_frame", None) or getattr(waits, "ag_frame", None)
+        if frame is not None:
+            frames.append(frame)
+        waits = getattr(waits, "cr_await", None) or getattr(waits, "gi_yieldfrom", None) or getattr(waits, "ag_await", None)
+    return frames
 
 
 def outcome_of_end(attempt: Attempt, worker: str) -> Outcome | None:

@@ -38,8 +38,10 @@ def new_run(kind: str, payload: Any = None, *, max_payload_bytes: int | None = N
     for name in ("run_at", "expires_at"):
         if name in given:
             given[name] = moment_of(name, given[name])
-    if "timeout" in given:
-        given["timeout"] = duration_of("timeout", given["timeout"])
+    for name in ("timeout", "debounce", "debounce_at_most", "throttle"):
+        if name in given:
+            given[name] = duration_of(name, given[name])
+    _check_pace(given)
     if not isinstance(given.get("is_shadow", False), bool):
         raise InvalidRun("is_shadow", f"must be true or false, not {given['is_shadow']!r}")
     if "run_id" in given:
@@ -52,6 +54,18 @@ def new_run(kind: str, payload: Any = None, *, max_payload_bytes: int | None = N
     if max_payload_bytes is not None and (size := len(text.encode())) > max_payload_bytes:
         raise InvalidRun("payload", f"has {size} bytes, more than max_payload_bytes={max_payload_bytes}", too_large=True)
     return NewRun(kind=kind, payload=text, **given)
+
+
+def _check_pace(given: Mapping[str, Any]) -> None:
+    """As check_pace in schema/0014_debounce.sql."""
+    if not given.keys() & {"debounce", "debounce_at_most", "throttle"}:
+        return
+    if "idempotency_key" not in given:
+        raise InvalidRun("idempotency_key", "is what debounce and throttle go by", hint="give one")
+    if "debounce_at_most" in given and "debounce" not in given:
+        raise InvalidRun("debounce_at_most", "is a bound of debounce", hint="give both")
+    if "debounce" in given and (beside := sorted(given.keys() & {"throttle", "run_at"})):
+        raise InvalidRun(beside[0], "is given beside debounce", hint="give one of them")
 
 
 def as_dict(row: Row) -> dict[str, Any]:

@@ -124,6 +124,10 @@ class Metrics:
         self.refused = Counter(
             "notifyworker_outcomes_refused", "Outcomes that came too late and were refused by the fence.", registry=registry
         )
+        self.stuck = Gauge("notifyworker_handlers_stuck", "Handlers that go on though their run was ended.", registry=registry)
+        self.ignored = Counter(
+            "notifyworker_cancellations_ignored", "Handlers that ignored their run's end for 2 s.", ["kind"], registry=registry
+        )
         self.heartbeats = Counter("notifyworker_heartbeats", "Heartbeats by outcome.", ["outcome"], registry=registry)
         self.settle_batch = Histogram(
             "notifyworker_settle_batch_runs",

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -172,6 +172,7 @@ class _Process:
         self._sending = threading.Lock()
         self._is_talking = self._is_killed = self._is_cancelled = self._has_begun = False
         self._death: int = -1
+        self._writing: Future[None] | None = None
         self.pid: int | None = None
         self.is_usable = False
 
@@ -206,7 +207,7 @@ class _Process:
                         if self._is_cancelled:
                             self._send(Message("cancelled"))
                     case "progress":
-                        self._send(_written(run, message.value, loop))
+                        self._send(self._written(run, message.value, loop))
                     case "log":
                         _log(run, message)
                     case _:
@@ -260,6 +261,21 @@ class _Process:
                 text = f"the handler's process did not begin within {_READY_S:g} s: what does its module do when imported?"
                 raise HandlerProcessEnded(text)
 
+    def _written(self, run: Run, progress: str, loop: asyncio.AbstractEventLoop) -> Message:
+        async def write() -> None:
+            await run.desk.write_progress(run, progress)
+
+        self._writing = asyncio.run_coroutine_threadsafe(write(), loop)
+        try:
+            self._writing.result(_WRITE_S)
+        except LeaseLost:
+            return Message("lost")
+        except Exception as error:  # noqa: BLE001 - to be raised where the handler is
+            return Message("failed", f"{type(error).__name__}: {error}")
+        finally:
+            self._writing = None
+        return Message("done")
+
     def _memory_bytes(self) -> int:
         """What it has for itself: without libraries and files that others may have in memory as well."""
         try:
@@ -283,6 +299,8 @@ class _Process:
 
     def kill(self) -> None:
         """End it now, with all that it has started."""
+        if (writing := self._writing) is not None:
+            writing.cancel()  # or the thread would wait for an event loop that may be waiting for it
         with self._ending:
             self._is_killed = True
             if self._started is None or self._started.pid is None or self._started.exitcode is not None:
@@ -323,19 +341,6 @@ def _death_of(process: Any) -> int:
         return os.pidfd_open(process.pid)
     except (AttributeError, OSError):
         return int(process.sentinel)
-
-
-def _written(run: Run, progress: str, loop: asyncio.AbstractEventLoop) -> Message:
-    async def write() -> None:
-        await run.desk.write_progress(run, progress)
-
-    try:
-        asyncio.run_coroutine_threadsafe(write(), loop).result(_WRITE_S)
-    except LeaseLost:
-        return Message("lost")
-    except Exception as error:  # noqa: BLE001 - to be raised where the handler is
-        return Message("failed", f"{type(error).__name__}: {error}")
-    return Message("done")
 
 
 def _log(run: Run, message: Message) -> None:

@@ -96,8 +96,9 @@ class Reaper:
                 break
         while await self._store.expire(self._link, limit=_BATCH) == _BATCH:
             continue
-        while await self._store.keys_forget(self._link, limit=_BATCH) == _BATCH:
-            continue
+        for forget in (self._store.keys_forget, self._store.debounces_forget, self._store.waiters_forget):
+            while await forget(self._link, limit=_BATCH) == _BATCH:
+                continue
         await self._store.pauses_forget(self._link)
         await self._store.workers_forget(self._link, sorted(self._absent))
         await self._mend_limits()

@@ -7,6 +7,7 @@ The vocabulary: what a run is, which states it goes through, and how an attempt 
 """
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class Outcome:
     delay_s: float | None = None
     counts: bool = True
     was_started: bool = True
+    #: What it said last of itself, where that is not written yet.
+    progress: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the table of transitions does not have."""
@@ -84,7 +87,7 @@ class Desk(Protocol):
     """What a run's handler may ask of its worker."""
 
     def write_progress(self, run: "Run", progress: str) -> Awaitable[None]:
-        """Write it, fenced; for a plain handler at once. Raises LeaseLost."""
+        """Write it, fenced, now or a little later. Raises LeaseLost."""
 
     def transaction(self, run: "Run", connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":
         """Begin a transaction that settles it. Raises LeaseLost."""
@@ -112,6 +115,7 @@ class Run:
     __slots__ = (
         "_desk",
         "_effects",
+        "_ended",
         "_headers",
         "_log",
         "_payload",
@@ -169,6 +173,7 @@ class Run:
         self.waited_s = waited_s
         #: True once the run was cancelled, timed out or lost: a handler in a thread looks at it now and then.
         self.cancelled = False
+        self._ended: threading.Event | None = None
         #: What it is completed with in `transaction()`, whose end comes before the handler returns anything.
         self.result: Any = None
         self._desk = desk
@@ -196,6 +201,18 @@ class Run:
         headers: dict[str, Any] = payloads.decode(self._headers)
         return headers
 
+    def cancelled_within(self, seconds: float) -> bool:
+        """Wait in a handler's thread, in place of time.sleep: True as soon as the run is cancelled, False after `seconds`."""
+        if self._ended is None:
+            self._ended = threading.Event()
+        return self.cancelled or self._ended.wait(seconds)
+
+    def cancel(self) -> None:
+        """For the worker: let the handler know that its run was cancelled, timed out or lost. It settles nothing."""
+        self.cancelled = True  # before the look at the event, which the handler makes before it looks at this
+        if self._ended is not None:
+            self._ended.set()
+
     @property
     def log(self) -> Any:
         """A structlog logger, bound to this run."""
@@ -205,7 +222,10 @@ class Run:
 
     def progress(self, progress: dict[str, Any]) -> Awaitable[None]:
         """
-        Show how far this run is. In a plain handler it is written when this returns, without `await`.
+        Show how far this run is. Call it as often as you like: the newest is written each `progress_interval_s`, at the latest
+        together with the run's end.
+
+        It returns, or what it returns is awaited, until it is written or noted; in a plain handler without `await`.
 
         Raises LeaseLost if it is no longer ours, Unencodable if it is not JSON.
         """

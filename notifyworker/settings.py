@@ -59,11 +59,13 @@ class Settings(BaseSettings):
     kinds: _Names = None
     concurrency: int = Field(10, ge=1, le=10_000)
     prefetch: int = Field(0, ge=0, le=10_000)
+    replaced_slots: int = Field(10, ge=0, le=10_000)
     priority_ageing_s: _Seconds | None = None
     processes: int | None = Field(None, ge=1, le=10_000)
     shadow: Literal["honour", "enforce"] = "honour"
 
     poll_interval_s: _Seconds = 5.0
+    progress_interval_s: float = Field(0.5, ge=0, le=3600, allow_inf_nan=False)
     lease_s: _Seconds = 60.0
     heartbeat_interval_s: _Seconds = 15.0
     reaper_interval_s: _Seconds = 60.0

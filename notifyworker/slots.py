@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import FrameType
 from uuid import UUID
@@ -22,6 +22,7 @@ from notifyworker.settings import CANCEL_S
 
 _SUSPECTS = 10  # that are told
 _SLOW_S = 1.0
+_ENDED = "has ended just now"
 _TURN_S = 0.005  # after so long a slot lets others have the event loop
 
 
@@ -30,12 +31,15 @@ class Slots:
     The runs that are executed here, and those that wait for a slot.
 
     `on_begun` is called when an attempt begins, `on_ended` once for each attempt with its outcome (None: nothing is to
-    be written), `on_over` when its handler has really ended, which may be later, `on_free` when a slot has become free.
+    be written), `on_over` when its handler has really ended, which may be later, `on_free` when a slot has become free,
+    `on_stuck` for one whose handler ignores its end. In place of up to `replaced` such handlers others are executed; any
+    more of them keep their slots.
     """
 
     def __init__(
         self,
         size: int,
+        replaced: int,
         execute: Callable[[Attempt], Awaitable[Outcome | None]],
         *,
         worker: str,
@@ -43,17 +47,22 @@ class Slots:
         on_ended: Callable[[Attempt, Outcome | None], None],
         on_over: Callable[[Attempt], None],
         on_free: Callable[[], None],
+        on_stuck: Callable[[Attempt], None],
     ) -> None:
         self._size = size
+        self._replaced = replaced
         self._execute = execute
         self._worker = worker
         self._on_begun = on_begun
         self._on_ended = on_ended
         self._on_over = on_over
         self._on_free = on_free
+        self._on_stuck = on_stuck
         self._waiting: deque[Attempt] = deque()
         self._running: dict[UUID, Attempt] = {}
         self._lingering: set[Attempt] = set()
+        # Of those: they had CANCEL_S seconds to end, and have not.
+        self._stuck: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._is_starting = False
@@ -65,7 +74,7 @@ class Slots:
     @property
     def used(self) -> int:
         """Slots that are taken, or will be by runs that wait for one."""
-        return len(self._running) + len(self._waiting) + len(self._lingering)
+        return len(self._running) + len(self._waiting) + len(self._lingering) - min(len(self._stuck), self._replaced)
 
     @property
     def running(self) -> int:
@@ -74,8 +83,33 @@ class Slots:
 
     @property
     def lingering(self) -> int:
-        """Handlers that ignored their end and go on; each takes a slot until it ends."""
+        """Handlers whose run has ended without them."""
         return len(self._lingering)
+
+    @property
+    def stuck(self) -> int:
+        """How many of them ignore their end."""
+        return len(self._stuck)
+
+    def restrictions(self) -> list[str]:
+        """What was replaced. Without a stack, which the log has: everybody may read /healthz."""
+        return [self._told_stuck()] if 0 < len(self._stuck) <= self._replaced else []
+
+    def health(self) -> list[str]:
+        """Why less is executed at once than should be."""
+        if len(self._stuck) <= self._replaced:
+            return []
+        return [f"{self._told_stuck()}; replaced_slots={self._replaced} are replaced, the others keep their slots: restart it"]
+
+    def _told_stuck(self) -> str:
+        kinds = Counter(attempt.run.kind for attempt in self._stuck).most_common(5)
+        told = ", ".join(f"{kind} ({count})" for kind, count in kinds)
+        return f"{len(self._stuck)} handlers ignore that their runs were ended, and go on: {told}"
+
+    def executes(self, run: Run) -> bool:
+        """Whether this very attempt goes on, and its lease is not known to be lost."""
+        attempt = self._running.get(run.run_id)
+        return attempt is not None and attempt.run is run and not attempt.is_settled and attempt.why != "lost"
 
     def get(self, run_id: UUID) -> Attempt | None:
         """Return the attempt that is executed for this run, if there is one."""
@@ -94,9 +128,7 @@ class Slots:
         in_threads = [(a, a.thread_id) for a in now_there if a.thread_id is not None]
         told = [(a, where_is(a, frames.get(thread_id))) for a, thread_id in [*on_loop, *in_threads]]
         if stood_still_s:
-            told += [
-                (a, "has ended just now") for a in list(self._slow) if now - a.ended_at < stood_still_s <= a.ended_at - a.began_at
-            ]
+            told += [(a, _ENDED) for a in list(self._slow) if now - a.ended_at < stood_still_s <= a.ended_at - a.began_at]
         return [{"run_id": str(a.run.run_id), "kind": a.run.kind, "at": at} for a, at in told[:_SUSPECTS]]
 
     def put(self, attempts: Iterable[Attempt]) -> None:
@@ -119,9 +151,10 @@ class Slots:
             self._waiting = deque(a for a in self._waiting if leases.get(a.run.run_id) != a.run.lease_token)
         return runs
 
-    def has(self, run_id: UUID) -> bool:
-        """Whether this run is executed here, or waits for a slot."""
-        return run_id in self._running or any(attempt.run.run_id == run_id for attempt in self._waiting)
+    def lease_of(self, run_id: UUID) -> int | None:
+        """Return the token under which this run is executed here, or waits for a slot; None if it does not."""
+        attempt = self._running.get(run_id) or next((a for a in self._waiting if a.run.run_id == run_id), None)
+        return None if attempt is None else attempt.run.lease_token
 
     async def all_ended(self) -> None:
         """Return when nothing is executed any more."""
@@ -169,7 +202,8 @@ class Slots:
         task.add_done_callback(self._slot_ended)
 
     def _may_begin(self) -> bool:
-        return bool(self._waiting) and len(self._running) + len(self._lingering) < self._size
+        replaced = min(len(self._stuck), self._replaced) if self._stuck else 0
+        return bool(self._waiting) and len(self._running) + len(self._lingering) - replaced < self._size
 
     async def _slot(self) -> None:
         self._is_starting = False
@@ -236,11 +270,10 @@ class Slots:
         self._settle(attempt, outcome)
         if self._running.get(attempt.run.run_id) is attempt:
             del self._running[attempt.run.run_id]
-        self._lingering.discard(attempt)
         if attempt.thread is not None and not attempt.thread.done():
             self._linger(attempt)
         else:
-            self._on_over(attempt)
+            self._over(attempt)
         self._freed.set()
         self._on_free()
 
@@ -249,28 +282,31 @@ class Slots:
             attempt.is_settled = True
             self._on_ended(attempt, outcome)
 
+    def _over(self, attempt: Attempt) -> None:
+        if self._lingering:
+            self._lingering.discard(attempt)
+            self._stuck.discard(attempt)
+        self._on_over(attempt)
+
     def _abandon(self, attempt: Attempt) -> None:
-        """A handler that ignores its cancellation keeps its slot until it ends, and its run goes on without it."""
+        """A handler that ignores its cancellation goes on, and its run without it."""
         if attempt.is_settled or attempt.task is None:
             return
-        frames = [f"{f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}" for f in attempt.task.get_stack()]
-        log.error(
-            "handler_ignores_cancellation", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why, at=frames
-        )
         self._settle(attempt, outcome_of_end(attempt, self._worker))
         if self._running.get(attempt.run.run_id) is attempt:
             del self._running[attempt.run.run_id]
         self._lingering.add(attempt)
         self._freed.set()
+        self._is_stuck(attempt)
 
     def _linger(self, attempt: Attempt) -> None:
-        """A thread can't be cancelled: its slot is taken until it ends."""
+        """A thread can't be cancelled: it looks at `run.cancelled`, or is stuck."""
         self._lingering.add(attempt)
-        log.warning("thread_goes_on", run_id=str(attempt.run.run_id), kind=attempt.run.kind, why=attempt.why)
+        late = self._loop.call_later(CANCEL_S, self._is_stuck, attempt)
 
         def done() -> None:
-            self._lingering.discard(attempt)
-            self._on_over(attempt)
+            late.cancel()
+            self._over(attempt)
             self._start_another()
             self._on_free()
 
@@ -280,6 +316,15 @@ class Slots:
 
         assert attempt.thread is not None
         attempt.thread.add_done_callback(tell)
+
+    def _is_stuck(self, attempt: Attempt) -> None:
+        """Say where it stands, and let another be executed in its place, while that is allowed."""
+        self._stuck.add(attempt)
+        run = attempt.run
+        log.error("handler_ignores_cancellation", run_id=str(run.run_id), kind=run.kind, why=attempt.why, at=attempt.stack())
+        self._on_stuck(attempt)
+        self._start_another()
+        self._on_free()
 
 
 def _is_still(context: contextvars.Context) -> bool:
@@ -291,11 +336,9 @@ def _is_still(context: contextvars.Context) -> bool:
 
 
 def where_is(attempt: Attempt, frame: FrameType | None) -> str:
-    """The line of the handler's own file that a stack is at; else its innermost line."""
+    """The line of the handler's own file that a stack is at."""
     code = getattr(attempt.handler.function, "__code__", None)
-    innermost = frame
-    while frame is not None:
-        if code is not None and frame.f_code.co_filename == code.co_filename:
-            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+    while frame is not None and code is not None and frame.f_code.co_filename != code.co_filename:
         frame = frame.f_back
-    return f"{innermost.f_code.co_filename}:{innermost.f_lineno} in {innermost.f_code.co_name}" if innermost else "?"
+    # None of it is on the stack: what was waited for is over at this moment.
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame is not None else _ENDED

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from importlib import resources
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -57,6 +57,17 @@ class NewRun:
     is_shadow: bool = False
     headers: str = "{}"
     run_id: UUID | None = None
+    # No columns, but how enqueue deals with a run that has the same idempotency key; as time spans.
+    debounce: timedelta | None = None
+    debounce_at_most: timedelta | None = None
+    throttle: timedelta | None = None
+
+
+class Inserted(NamedTuple):
+    """The run that an insert has led to, and whether it is new, was there already, or has taken what was new."""
+
+    run_id: UUID
+    became: Literal["new", "existing", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +127,17 @@ class Store:
 
     # The life of a run, in its order.
 
-    async def run_insert(self, on: Queryable, new: NewRun) -> tuple[UUID, bool]:
-        """Insert; or find the run that holds the idempotency key (then the second value is True)."""
+    async def run_insert(self, on: Queryable, new: NewRun) -> Inserted:
+        """Insert; or find the run that holds the idempotency key, or let it take what is new."""
         row = (
             await on.fetch(
                 self._sql["run_insert"],
                 new.kind, new.payload, new.project_id, new.priority, new.run_at, new.max_attempts, new.timeout,
                 new.expires_at, new.idempotency_key, new.concurrency_key, new.is_shadow, new.headers, new.run_id,
+                new.debounce, new.debounce_at_most, new.throttle,
             )
         )[0]  # fmt: skip
-        return row["run_id"], row["existing"]
+        return Inserted(*row)
 
     async def runs_insert(self, on: Queryable, new: Sequence[NewRun]) -> list[UUID | None]:
         """Insert many; None where another run holds the idempotency key."""
@@ -175,10 +187,10 @@ class Store:
         rows = await on.fetch(self._sql["held"], lease_owner, list(held), list(held.values()))
         return {row["run_id"] for row in rows}
 
-    async def progress(self, on: Queryable, run: Run, lease_owner: str, progress: str) -> bool:
-        """Write a running run's progress; False if it is no longer this worker's."""
-        rows = await on.fetch(self._sql["progress"], run.run_id, run.lease_token, lease_owner, progress)
-        return bool(rows)
+    async def progress(self, on: Queryable, lease_owner: str, said: Sequence[tuple[Run, str]]) -> set[UUID]:
+        """Write what running runs say of themselves; return those that were held, and not locked by somebody."""
+        columns = [run.run_id for run, _ in said], [run.lease_token for run, _ in said], [text for _, text in said]
+        return {row["run_id"] for row in await on.fetch(self._sql["progress"], lease_owner, *columns)}
 
     async def lock(self, on: Queryable, run: Run, lease_owner: str) -> bool:
         """Lock a run that is held under this lease; False if it is not, or locked by somebody."""
@@ -192,6 +204,7 @@ class Store:
             _unless_all([o.to for o in outcomes], usual=State.COMPLETED), _unless_all([o.result for o in outcomes], usual=None),
             _unless_all([o.effects for o in outcomes], usual=None), _unless_all([o.error_code for o in outcomes], usual=None),
             _unless_all([o.error for o in outcomes], usual=None), _unless_all([o.was_started for o in outcomes], usual=True),
+            _unless_all([o.progress for o in outcomes], usual=None),
         )  # fmt: skip
         return int(rows[0]["count"])
 
@@ -201,6 +214,7 @@ class Store:
             self._sql["give_back"],
             lease_owner, [o.run_id for o in outcomes], [o.lease_token for o in outcomes],
             [o.delay_s for o in outcomes], [o.counts for o in outcomes], [o.error for o in outcomes],
+            [o.progress for o in outcomes],
         )  # fmt: skip
         return {row["run_id"] for row in rows}
 
@@ -224,6 +238,22 @@ class Store:
     async def keys_forget(self, on: Queryable, *, limit: int) -> int:
         """Delete idempotency keys whose time is over; return how many."""
         return len(await on.fetch(self._sql["keys_forget"], limit))
+
+    async def debounces_forget(self, on: Queryable, *, limit: int) -> int:
+        """Delete what is left of debounced runs that are settled; return how many."""
+        return len(await on.fetch(self._sql["debounces_forget"], limit))
+
+    async def expect(self, on: Queryable, run_ids: Sequence[UUID], channel: str) -> None:
+        """Be told on this channel, for the next minute, when one of these runs is settled."""
+        await on.fetch(self._sql["expect"], list(run_ids), channel)
+
+    async def expect_no_more(self, on: Queryable, run_ids: Sequence[UUID], channel: str) -> None:
+        """Be told of these no more."""
+        await on.fetch(self._sql["expect_no_more"], list(run_ids), channel)
+
+    async def waiters_forget(self, on: Queryable, *, limit: int) -> int:
+        """Delete waiters that live no more; return how many."""
+        return len(await on.fetch(self._sql["waiters_forget"], limit))
 
     async def run_cancel(self, on: Queryable, run_id: UUID) -> str:
         """Pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""

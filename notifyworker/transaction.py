@@ -20,7 +20,7 @@ from notifyworker.errors import Cancel, Code, Fail, LeaseLost, Snooze
 from notifyworker.execute import Attempt, completed, outcome_of_error
 from notifyworker.observe import log
 from notifyworker.pause import Backoff
-from notifyworker.run import Outcome, State
+from notifyworker.run import Outcome, Run, State
 from notifyworker.settings import CANCEL_S
 from notifyworker.store import Store
 
@@ -45,6 +45,7 @@ class Transactions:
         connections: int,
         unknown_s: float,
         max_result_bytes: Callable[[], int],
+        progress: Callable[[Run], str | None],
         on_settled: Callable[[Sequence[Outcome]], None],
         on_ended: Callable[[Attempt, Outcome | None], None],
         on_lost: Callable[[Attempt], None],
@@ -56,6 +57,7 @@ class Transactions:
         self._connections = connections
         self._unknown_s = unknown_s
         self._max_result_bytes = max_result_bytes
+        self._progress = progress
         self._on_settled = on_settled
         self._on_ended = on_ended
         self._on_lost = on_lost
@@ -132,10 +134,13 @@ class Transactions:
         return await asyncpg.create_pool(min_size=0, max_size=self._connections, connect=connect)
 
     def _outcome(self, attempt: Attempt, wish: Exception | None) -> Outcome:
-        if wish is None:
-            return completed(attempt.run, attempt.run.result, self._lease_owner, self._max_result_bytes())
-        outcome = outcome_of_error(attempt, wish, self._lease_owner)
-        assert outcome is not None  # these three always have one
+        outcome = (
+            completed(attempt.run, attempt.run.result, self._lease_owner, self._max_result_bytes())
+            if wish is None
+            else outcome_of_error(attempt, wish, self._lease_owner)
+        )
+        assert outcome is not None  # these wishes always have one
+        outcome.progress = self._progress(attempt.run)
         return outcome
 
     async def _unhurried(self, commit: Coroutine[Any, Any, None]) -> None:

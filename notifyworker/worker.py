@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -17,6 +17,7 @@ from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
+from notifyworker.cancel import Cancels
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
 from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
@@ -28,6 +29,7 @@ from notifyworker.migrate import check, open_or_explain
 from notifyworker.observe import Metrics, is_debug, log, outline
 from notifyworker.places import LingeringPlaces
 from notifyworker.processes import Processes, processors
+from notifyworker.progress import Progress
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
 from notifyworker.schedule import Scheduler
@@ -65,7 +67,8 @@ class Conductor:
         self._sink: Callable[[dict[str, object]], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="notifyworker handler")
+        threads = settings.concurrency + settings.replaced_slots
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="notifyworker handler")
         self._tracer = tracer()
         self._processes = Processes(settings.processes or processors(), self._threads)
         self._make_parts(settings, standalone=standalone)
@@ -95,9 +98,11 @@ class Conductor:
             on_answer=self.turns.claimed, leases=self._leases, on_orphan=self._orphan,
         )  # fmt: skip
         self.slots = Slots(
-            settings.concurrency, self._execute, worker=self.lease_owner,
+            settings.concurrency, settings.replaced_slots, self._execute, worker=self.lease_owner,
             on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
+            on_stuck=lambda attempt: self.metrics.ignored.labels(attempt.run.kind).inc(),
         )  # fmt: skip
+        self.metrics.stuck.set_function(lambda: self.slots.stuck)
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
@@ -108,6 +113,7 @@ class Conductor:
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
+            progress=lambda run: self.progress.unwritten(run),  # noqa: PLW0108 - made below
             on_settled=self._settled, on_ended=self._ended, on_lost=self._lost_in_transaction,
         )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
@@ -115,6 +121,15 @@ class Conductor:
             settings, self.store, direct, self.lease_owner, self.metrics,
             exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
             suspects=self.slots.suspects,
+        )  # fmt: skip
+        self.progress = Progress(
+            self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.progress_interval_s,
+            is_mine=self.slots.executes, on_lost=lambda run: self._lost({run.run_id: run.lease_token}, "progress"),
+            on_written=lambda run, progress: self._publish(run.run_id, run.kind, "progress", progress=progress),
+        )  # fmt: skip
+        self.cancels = Cancels(
+            self.store, self._side_link, self.lease_owner,
+            lease_of=self.slots.lease_of, on_lost=self._lost, unsure=self.keeper.announce,
         )  # fmt: skip
         self.scheduler = Scheduler(self.store, self._side_link, self.metrics)
         self.listener.on_message = self._heard
@@ -153,7 +168,7 @@ class Conductor:
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
-            ("places", self.places.run()),
+            ("places", self.places.run()), ("cancels", self.cancels.run()), ("progress", self.progress.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip
             task = asyncio.create_task(loop, name=f"notifyworker {name}")
@@ -305,6 +320,7 @@ class Conductor:
 
     def _over(self, attempt: Attempt) -> None:
         run = attempt.run
+        self.progress.forget(run)
         self.keeper.handler_ended(run.run_id, run.lease_token)
         self.places.handler_ended(run, is_held=self.keeper.holds(run.run_id, run.lease_token))
 
@@ -320,6 +336,7 @@ class Conductor:
         if outcome is None:
             self.keeper.drop(attempt.run.run_id, attempt.run.lease_token)
             return
+        outcome.progress = self.progress.ended(attempt.run)
         if outcome.error is not None and outcome.to is not State.CANCELLED:
             log.warning(
                 "attempt_failed", run_id=str(outcome.run_id), kind=outcome.kind, attempt=outcome.attempt, to=str(outcome.to)
@@ -379,26 +396,16 @@ class Conductor:
         if what == "schedules":
             self.scheduler.changed()
             return
-        if what != "cancel":
-            self.leader.heard(message)
+        if what == "cancel":
+            self.cancels.heard(argument)
             return
-        try:
-            run_id = UUID(argument)
-        except ValueError:
-            return  # anybody may notify on our channel
-        # So this proves nothing: a heartbeat now finds out whether it is true.
-        if self.slots.has(run_id):
-            self.keeper.announce()
+        self.leader.heard(message)
 
     # What a handler asks for (Desk), and what others see.
 
-    async def write_progress(self, run: Run, progress: str) -> None:
+    def write_progress(self, run: Run, progress: str) -> Awaitable[None]:
         """Write a run's progress, fenced. Raises LeaseLost."""
-        if not await self.store.progress(self._side_link, run, self.lease_owner, progress):
-            if (attempt := self.slots.get(run.run_id)) is not None and attempt.run is run:
-                self._lost({run.run_id: run.lease_token}, "progress")
-            raise LeaseLost(run.run_id, during="progress")
-        self._publish(run.run_id, run.kind, "progress")
+        return self.progress.put(run, progress)
 
     def transaction(self, run: Run, connection: "Connection | None") -> AbstractAsyncContextManager[Connection]:
         """Begin a transaction that settles the run. Raises LeaseLost."""
@@ -415,9 +422,9 @@ class Conductor:
         """Call `sink` with every change of state that this worker makes."""
         self._sink = sink
 
-    def _publish(self, run_id: UUID, kind: str, state: str) -> None:
+    def _publish(self, run_id: UUID, kind: str, state: str, **more: str) -> None:
         if self._sink is not None:
-            self._sink({"run_id": str(run_id), "kind": kind, "state": state})
+            self._sink({"run_id": str(run_id), "kind": kind, "state": state, **more})
 
     def _mode_changed(self, mode: str) -> None:
         self.reaper.lead(is_leading=mode != "follower")
@@ -474,12 +481,13 @@ class Conductor:
 
     def restrictions(self) -> list[str]:
         """What this worker does its job without."""
-        if not self.listener.is_deaf:
-            return []
-        found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
-        return [
-            f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
-        ]
+        reasons = []
+        if self.listener.is_deaf:
+            found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
+            reasons.append(
+                f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
+            )
+        return reasons + self.slots.restrictions()
 
     def health(self) -> list[str]:
         """Reasons why this worker does not do its job; empty if it does. From memory."""
@@ -508,7 +516,7 @@ class Conductor:
             )
         if self.reaper.stands_in and self.leader.may_lead:
             reasons.append("the leader's lock is held by somebody who does not reap: this worker stands in")
-        reasons += self.scheduler.health()
+        reasons += self.scheduler.health() + self.slots.health()
         if self.settler.error is not None:
             since, why = self.settler.error
             reasons.append(f"{self.settler.backlog} outcomes could not be written for {now - since:.0f} s: {why}")

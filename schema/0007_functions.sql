@@ -28,24 +28,51 @@ CREATE FUNCTION {schema}.enqueue(
     kind text, payload jsonb DEFAULT '{}', project_id text DEFAULT 'default', priority integer DEFAULT 0,
     run_at timestamptz DEFAULT now(), max_attempts integer DEFAULT NULL, timeout interval DEFAULT NULL,
     expires_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, concurrency_key text DEFAULT NULL,
-    is_shadow boolean DEFAULT false, headers jsonb DEFAULT '{}', run_id uuid DEFAULT NULL
+    is_shadow boolean DEFAULT false, headers jsonb DEFAULT '{}', run_id uuid DEFAULT NULL,
+    debounce interval DEFAULT NULL, debounce_at_most interval DEFAULT NULL, throttle interval DEFAULT NULL
 ) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     holder uuid;
+    run    {schema}.runs;
 BEGIN
     IF NOT {schema}.caller_sees(enqueue.project_id) THEN
         RAISE EXCEPTION 'this role may not enqueue for the project "%"', enqueue.project_id
             USING ERRCODE = 'insufficient_privilege', HINT = 'The owner of the schema binds roles by bind_role().';
     END IF;
     enqueue.run_id := coalesce(enqueue.run_id, {schema}.uuid7());
+    IF coalesce(enqueue.debounce, enqueue.debounce_at_most, enqueue.throttle) IS NOT NULL THEN
+        PERFORM {schema}.check_pace(
+            enqueue.idempotency_key, enqueue.run_at, enqueue.debounce, enqueue.debounce_at_most, enqueue.throttle);
+    END IF;
+    IF enqueue.debounce IS NOT NULL THEN
+        run.run_id := enqueue.run_id;
+        run.kind := enqueue.kind;
+        run.payload := enqueue.payload;
+        run.project_id := enqueue.project_id;
+        run.priority := enqueue.priority;
+        run.max_attempts := enqueue.max_attempts;
+        run.timeout := enqueue.timeout;
+        run.expires_at := enqueue.expires_at;
+        run.idempotency_key := enqueue.idempotency_key;
+        run.concurrency_key := enqueue.concurrency_key;
+        run.is_shadow := enqueue.is_shadow;
+        run.headers := enqueue.headers;
+        run := {schema}.debounce(run, enqueue.debounce, enqueue.debounce_at_most);
+        IF run.run_id <> enqueue.run_id THEN
+            RETURN run.run_id;
+        END IF;
+        enqueue.run_at := run.run_at;
+        enqueue.idempotency_key := run.idempotency_key;
+    END IF;
     -- A key that another is taking at this moment is waited for, and then asked for again.
-    WHILE enqueue.idempotency_key IS NOT NULL LOOP
+    WHILE enqueue.idempotency_key IS NOT NULL AND enqueue.debounce IS NULL LOOP
         holder := {schema}.key_holder(enqueue.project_id, enqueue.kind, enqueue.idempotency_key);
         IF holder IS NOT NULL THEN
             RETURN holder;
         END IF;
-        EXIT WHEN {schema}.hold_key(enqueue.project_id, enqueue.kind, enqueue.idempotency_key, enqueue.run_id);
+        EXIT WHEN {schema}.hold_key(enqueue.project_id, enqueue.kind, enqueue.idempotency_key, enqueue.run_id,
+                                    now() + enqueue.throttle);
     END LOOP;
     INSERT INTO {schema}.runs (run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout,
         expires_at, idempotency_key, concurrency_key, is_shadow, headers)
@@ -90,6 +117,9 @@ BEGIN
     END IF;
     IF was.state = 'running' AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('{name}', 'cancel:' || cancel.run_id::text);
+    END IF;
+    IF EXISTS (SELECT FROM {schema}.waiters) THEN
+        PERFORM {schema}.tell_waiters(ARRAY[cancel.run_id]);
     END IF;
     RETURN 'cancelled';
 END $$;

@@ -60,7 +60,8 @@ BEGIN
             USING ERRCODE = 'undefined_object', HINT = 'Make the roles, then: SELECT {schema}.grant_roles();';
     END IF;
     FOREACH relation IN ARRAY ARRAY['{schema}.runs', '{schema}.run_history', '{schema}.reaps', '{schema}.idempotency_keys',
-        '{schema}.schedules', '{schema}.limits', '{schema}.places', '{schema}.rates', '{schema}.shares']::regclass[] LOOP
+        '{schema}.schedules', '{schema}.limits', '{schema}.places', '{schema}.rates', '{schema}.shares',
+        '{schema}.debounces']::regclass[] LOOP
         EXECUTE format('DROP POLICY IF EXISTS own_projects ON %s', relation);
         EXECUTE format('DROP POLICY IF EXISTS workers ON %s', relation);
         IF wanted THEN
@@ -75,6 +76,7 @@ BEGIN
     FOR relation IN
         SELECT '{schema}.runs'::regclass UNION ALL SELECT '{schema}.reaps'::regclass
         UNION ALL SELECT '{schema}.idempotency_keys'::regclass UNION ALL SELECT '{schema}.schedules'::regclass
+        UNION ALL SELECT '{schema}.debounces'::regclass
         UNION ALL SELECT '{schema}.limits'::regclass UNION ALL SELECT '{schema}.places'::regclass
         UNION ALL SELECT '{schema}.rates'::regclass UNION ALL SELECT '{schema}.shares'::regclass
         UNION ALL SELECT relid FROM pg_partition_tree('{schema}.run_history')

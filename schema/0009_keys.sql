@@ -8,6 +8,7 @@ CREATE TABLE {schema}.idempotency_keys (
     idempotency_key text COLLATE "C" NOT NULL,
     run_id          uuid NOT NULL,
     expires_at      timestamptz,  -- null: its run is live
+    held_until      timestamptz,  -- null: until idempotency_window_s after the settle
     CONSTRAINT idempotency_keys_pkey PRIMARY KEY (project_id, kind, idempotency_key)
 );
 CREATE INDEX idempotency_keys_expires_at ON {schema}.idempotency_keys (expires_at) WHERE expires_at IS NOT NULL;
@@ -32,15 +33,17 @@ END $$;
 
 -- True if the key is this run's from now on. DELETE and DO NOTHING, not DO UPDATE, which would lock the row of a live
 -- run, and its settle would wait for this transaction's end.
-CREATE FUNCTION {schema}.hold_key(project_id text, kind text, idempotency_key text, run_id uuid) RETURNS boolean
+CREATE FUNCTION {schema}.hold_key(
+    project_id text, kind text, idempotency_key text, run_id uuid, held_until timestamptz DEFAULT NULL
+) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
     DELETE FROM {schema}.idempotency_keys AS k
      WHERE k.project_id = hold_key.project_id AND k.kind = hold_key.kind
        AND k.idempotency_key = hold_key.idempotency_key AND NOT {schema}.is_held(k);
-    INSERT INTO {schema}.idempotency_keys (project_id, kind, idempotency_key, run_id)
-    VALUES (hold_key.project_id, hold_key.kind, hold_key.idempotency_key, hold_key.run_id)
+    INSERT INTO {schema}.idempotency_keys (project_id, kind, idempotency_key, run_id, held_until)
+    VALUES (hold_key.project_id, hold_key.kind, hold_key.idempotency_key, hold_key.run_id, hold_key.held_until)
     ON CONFLICT DO NOTHING;
     RETURN FOUND;
 END $$;
@@ -74,8 +77,9 @@ CREATE FUNCTION {schema}.keep_key() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE {schema}.idempotency_keys AS k
-       SET expires_at = NEW.finished_at + interval '1 s'
-           * (SELECT (s.value #>> '{}')::float8 FROM {schema}.settings AS s WHERE s.name = 'idempotency_window_s')
+       SET expires_at = CASE WHEN k.held_until IS NOT NULL THEN greatest(k.held_until, NEW.finished_at)
+           ELSE NEW.finished_at + interval '1 s'
+           * (SELECT (s.value #>> '{}')::float8 FROM {schema}.settings AS s WHERE s.name = 'idempotency_window_s') END
      WHERE k.project_id = NEW.project_id AND k.kind = NEW.kind AND k.idempotency_key = NEW.idempotency_key
        AND k.run_id = NEW.run_id;
     RETURN NULL;

@@ -670,7 +670,7 @@ async def test_enqueue_every_column(dsn: str, connection: asyncpg.Connection) ->
     }  # fmt: skip
     assert {name: run[name] for name in wanted} == wanted
     again = await call("enqueue", "email.send", "--project-id", "p", "--idempotency-key", "once", "--json", env=env)
-    assert again.json() == {"run_id": run_id, "existing": True}
+    assert again.json() == {"run_id": run_id, "existing": True, "replaced": False}
     assert await connection.fetchval("SELECT count(*) FROM notifyworker.runs") == 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from servers import eventually
 
-from notifyworker import Cancel, Client, InvalidRun, Retry, Run, SettingsError, Worker
+from notifyworker import Cancel, Client, InvalidRun, Retry, Run, SchemaNotMigrated, SettingsError, Worker
 from notifyworker.testing import DrainTimeout, HandlerRun, assert_enqueued, assert_not_enqueued, drain, enqueued, travel
 
 PAGE = (Path(__file__).parents[1] / "docs" / "testing.md").read_text()
@@ -93,6 +93,35 @@ async def test_drain_tells_what_is_held_by_the_tests_own_transaction(client, con
         with pytest.raises(DrainTimeout, match=r"within timeout_s=0\.5; executed: none; left: 1 pending of 'a'"):
             await drain(worker, timeout_s=0.5)
     assert (await drain(worker)).states == ["completed"]
+
+
+async def test_drain_keeps_to_keys_and_travel_fills_rates(client):
+    worker = Worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    await client.enqueue_many("a", [{}, {}], concurrency_key="k")
+    assert (await drain(worker, concurrency=5)).states == ["completed", "completed"]
+
+    await client.set_limit("a", rate=1, per_s=3600, burst=1)
+    await client.enqueue_many("a", [{}, {}])
+    with pytest.raises(DrainTimeout, match=r"executed: 1 of 'a'; left: 1 pending of 'a'.*a rate used up \(travel\)"):
+        await drain(worker, timeout_s=2)
+    await travel(hours=1)
+    assert (await drain(worker)).states == ["completed"]
+
+
+async def test_drain_says_what_is_missing(empty_dsn):
+    worker = Worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None: ...
+
+    with pytest.raises(SchemaNotMigrated, match="notifyworker migrate"):
+        await drain(worker, dsn=empty_dsn)
+    with pytest.raises(SettingsError, match="no database is given"):
+        await drain(worker)
 
 
 async def test_travel_makes_retries_and_scheduled_runs_due(client):

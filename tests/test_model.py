@@ -76,8 +76,8 @@ class Life(RuleBasedStateMachine):
 
     @rule(target=runs, max_attempts=st.one_of(st.none(), st.integers(1, 3)))
     def insert(self, max_attempts: int | None) -> UUID:
-        run_id, existing = self.db.do(self.db.store.run_insert(self.db.conn, NewRun("a", max_attempts=max_attempts)))
-        assert not existing
+        run_id, became = self.db.do(self.db.store.run_insert(self.db.conn, NewRun("a", max_attempts=max_attempts)))
+        assert became == "new"
         self.told[run_id] = Told(max_attempts)
         return run_id
 

@@ -55,6 +55,7 @@ class WorkerOptions(DatabaseOptions):
     kinds: Annotated[str | None, Parameter(help="Kinds that are claimed: a,b [default: those with a handler].")] = None
     concurrency: Annotated[int | None, Parameter(help="Runs at once [default: 10].", **_LEADING)] = None
     prefetch: Annotated[int | None, Parameter(help="Runs claimed beyond the free slots [default: 0].", **_LEADING)] = None
+    processes: Annotated[int | None, Parameter(help="For handlers that compute [default: processors].", **_LEADING)] = None
     poll_interval_s: Annotated[float | None, Parameter(help="Fallback poll [default: 5].", **_LEADING)] = None
     lease_s: Annotated[float | None, Parameter(help="Lease; at least three heartbeats [default: 60].", **_LEADING)] = None
     heartbeat_interval_s: Annotated[float | None, Parameter(help="Renewal of leases [default: 15].", **_LEADING)] = None

@@ -13,6 +13,7 @@ from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
 
 if TYPE_CHECKING:
     from notifyworker.cli.database import Database
+    from notifyworker.store import Inserted
 
 _HYPHEN = {"allow_leading_hyphen": True}  # refused for their values, not for their looks
 _COLUMNS = Group("The run", sort_key=10)
@@ -48,6 +49,15 @@ async def enqueue(
     idempotency_key: Annotated[
         str | None, Parameter(help="One live run a key; the id of the run that has it is printed.", group=_COLUMNS, **_HYPHEN)
     ] = None,
+    debounce: Annotated[
+        float | None, Parameter(help="Seconds: a pending run of the key takes this, and is due then.", group=_COLUMNS, **_HYPHEN)
+    ] = None,
+    debounce_at_most: Annotated[
+        float | None, Parameter(help="Seconds after its first enqueue: due at the latest.", group=_COLUMNS, **_HYPHEN)
+    ] = None,
+    throttle: Annotated[
+        float | None, Parameter(help="Seconds from the first run of the key on: no other.", group=_COLUMNS, **_HYPHEN)
+    ] = None,
     concurrency_key: Annotated[
         str | None, Parameter(help="Runs of a project with the same key never run side by side.", group=_COLUMNS, **_HYPHEN)
     ] = None,
@@ -71,13 +81,16 @@ async def enqueue(
         timeout=timeout,
         expires_at=expires_at,
         idempotency_key=idempotency_key,
+        debounce=debounce,
+        debounce_at_most=debounce_at_most,
+        throttle=throttle,
         concurrency_key=concurrency_key,
         is_shadow=shadow,
         headers=None if headers is None else _json("headers", headers),
     )
-    run_id, existing = await _insert(new, database)
+    run_id, became = await _insert(new, database)
     if json:
-        output.document({"run_id": run_id, "existing": existing})
+        output.document({"run_id": run_id, "existing": became == "existing", "replaced": became == "replaced"})
     else:
         output.line(str(run_id))
 
@@ -150,7 +163,7 @@ async def retry(run_id: RunId, /, *, json: Json = False, database: DatabaseOptio
     _steered_told(wanted, "pending", json=json)
 
 
-async def _insert(new: Any, database: DatabaseOptions) -> tuple[UUID, bool]:
+async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
     import asyncpg
 
     from notifyworker.cli.database import opened

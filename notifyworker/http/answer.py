@@ -52,7 +52,7 @@ def dumps(data: Any) -> bytes:
         return json.dumps(data, default=_plain_for_stdlib).encode()
 
 
-def shown(row: Row) -> dict[str, Any]:
+def shown(row: Row | Mapping[str, Any]) -> dict[str, Any]:
     """Prepare a row for JSON."""
     return {name: _embedded(value) if name in JSON_COLUMNS else value for name, value in row.items()}
 

@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from notifyworker.http.answer import dumps
+from notifyworker.http.answer import dumps, shown
 from notifyworker.http.problem import Problem
 
 LISTENERS = 50
 QUEUE = 100  # events a listener
+PROGRESS_CHARACTERS = 8192  # longer, it is left out: GET /runs/{run_id} has it
 PING_S = 15.0
 WRITE_S = 30.0  # without taking anything: gone, or asleep
 
@@ -36,7 +37,9 @@ class Events:
         """Send to all. Never waits."""
         if not self._listeners:
             return
-        text = f"event: {name}\ndata: ".encode() + dumps(event) + b"\n\n"
+        if len(str(event.get("progress", ""))) > PROGRESS_CHARACTERS:
+            event = {member: value for member, value in event.items() if member != "progress"}
+        text = f"event: {name}\ndata: ".encode() + dumps(shown(event)) + b"\n\n"
         for listener in self._listeners:
             listener.put(text)
 

@@ -19,6 +19,7 @@ _NUMBER: Json = {"type": "number"}
 _FLAG: Json = {"type": "boolean"}
 _ANYTHING: Json = {"description": "JSON; as text where a reader could not hold it"}
 _STATE: Json = {"type": "string", "enum": [str(state) for state in State]}
+_SPAN: Json = {"type": "number", "minimum": 1e-6, "maximum": 31_536_000}
 _NAME: Json = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[^\x00]*$"}
 _KEY: Json = {**_NAME, "maxLength": 500}
 
@@ -39,13 +40,18 @@ _NEW_RUN: Json = {
     "priority": _or_null({"type": "integer", "minimum": -32768, "maximum": 32767, "description": "higher runs first"}),
     "run_at": _or_null({**_MOMENT, "description": "not before; between the years 1970 and 9999"}),
     "max_attempts": _or_null({"type": "integer", "minimum": 1, "maximum": 32767}),
-    "timeout": _or_null({"type": "number", "minimum": 1e-6, "maximum": 31_536_000, "description": "of one attempt, in seconds"}),
+    "timeout": _or_null({**_SPAN, "description": "of one attempt, in seconds"}),
     "expires_at": _or_null({**_MOMENT, "description": "not started later than this"}),
     "idempotency_key": _or_null({**_KEY, "description": "one run of this project and kind has it"}),
     "concurrency_key": _or_null({**_KEY, "description": "runs of a project with the same key never run side by side"}),
     "is_shadow": _or_null({**_FLAG, "description": "execute without effects"}),
     "headers": _or_null({"type": "object"}),
     "run_id": _or_null({**_UUID, "description": "a version 7, so that lists stay in order"}),
+    "debounce": _or_null({**_SPAN, "description": "seconds: a pending run of the key takes this, and is due so long from now"}),
+    "debounce_at_most": _or_null(
+        {**_SPAN, "description": "seconds after it was first enqueued at which it is due at the latest"}
+    ),
+    "throttle": _or_null({**_SPAN, "description": "seconds from the first run on in which the key has no other"}),
 }
 
 _RUN: Json = {
@@ -222,7 +228,10 @@ def _paths() -> Json:
     filters = [_parameter("state", _STATE), _parameter("kind", _NAME), _parameter("project_id", _NAME)]
     inserted = {
         "201": _answer("inserted", _object({"run_id": _UUID})),
-        "200": _answer("another run holds the idempotency key", _object({"run_id": _UUID, "existing": _FLAG})),
+        "200": _answer(
+            "another run holds the idempotency key, or has taken what is new",
+            _object({"run_id": _UUID, "existing": _FLAG, "replaced": _FLAG}, optional=frozenset({"existing", "replaced"})),
+        ),
     }
     page = {"200": {"description": "for people, or as JSON", "content": {"text/html": {}, "application/json": {}}}}
     metrics = {"200": _answer("Prometheus", _TEXT, "text/plain")}
@@ -310,7 +319,7 @@ def _paths() -> Json:
             ),
         },
         "/metrics": {"get": _operation("metrics", "metrics of this worker", metrics, is_open=True)},
-        "/events": {"get": _operation("events", "state changes", events)},
+        "/events": {"get": _operation("events", "state changes and progress, of runs that this worker executes", events)},
         "/openapi.json": {"get": _shown("openapi", "this document", {"type": "object"})},
         "/live": {"get": _operation("live", "a pulse for pages: there is something new", events)},
         "/system": {"get": _shown("show_system", "what the doctor finds, tables, settings", {"type": "object"})},

@@ -21,7 +21,7 @@ from notifyworker.http.pool import Pool
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
 from notifyworker.http.shares import Shares
-from notifyworker.store import NewRun, Row
+from notifyworker.store import Inserted, NewRun, Row
 
 _NOTHING = frozenset[str]()
 _PAGE = frozenset({"limit", "cursor"})
@@ -125,9 +125,9 @@ class Routes:
         _check_columns(given)
         is_small = len(await request.read()) <= SMALL_BYTES
         new = new_run(**given) if is_small else await asyncio.to_thread(new_run, **given)
-        run_id, is_existing = await self._inserted(new)
-        if is_existing:
-            return json_answer({"run_id": run_id, "existing": True})
+        run_id, became = await self._inserted(new)
+        if became != "new":
+            return json_answer({"run_id": run_id, became: True})
         return json_answer({"run_id": run_id}, status=201, headers={"Location": f"/runs/{run_id}"})
 
     async def cancel(self, request: web.Request) -> web.Response:
@@ -170,7 +170,7 @@ class Routes:
         Query(request, _NOTHING)
         return json_answer({"workers": [shown(row) for row in await self._store.workers_list(self._pool)]})
 
-    async def _inserted(self, new: NewRun) -> tuple[Any, bool]:
+    async def _inserted(self, new: NewRun) -> Inserted:
         """Insert; what the database refuses is told without its own words, unless they are ours."""
         try:
             return await self._store.run_insert(self._pool, new)

@@ -16,4 +16,5 @@ SELECT run_id, run_at, created_at, expires_at, lease_token, timeout,
            'message', 'expires_at passed before it was started', 'traceback', NULL, 'worker', NULL)), progress
   FROM gone
 -- It may have been its turn for a key.
-RETURNING run_id, CASE WHEN concurrency_key IS NOT NULL THEN {schema}.end_wait(project_id, concurrency_key, 1) END AS ended
+RETURNING run_id, CASE WHEN concurrency_key IS NOT NULL THEN {schema}.end_wait(project_id, concurrency_key, 1) END AS ended,
+    (SELECT CASE WHEN EXISTS (SELECT FROM {schema}.waiters) THEN {schema}.tell_waiters(array(SELECT run_id FROM gone)) IS NULL END) AS told

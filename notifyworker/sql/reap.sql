@@ -61,5 +61,6 @@ WITH dead AS (
     RETURNING run_id, taken_from, reason, became
 )
 SELECT run_id, taken_from, reason, became,
-       CASE WHEN became = 'pending' THEN (SELECT {schema}.announce((SELECT min(run_at) FROM back))) END AS announced
+       CASE WHEN became = 'pending' THEN (SELECT {schema}.announce((SELECT min(run_at) FROM back))) END AS announced,
+       (SELECT CASE WHEN EXISTS (SELECT FROM {schema}.waiters) THEN {schema}.tell_waiters(array(SELECT run_id FROM gone)) IS NULL END) AS told
   FROM log

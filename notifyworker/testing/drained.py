@@ -67,21 +67,24 @@ async def drain(
     conductor = worker.conduct(settings)
     watch = _Watch()
     conductor.publish_to(watch.see)
+    kinds = conductor.settings.kinds or worker.kinds
     try:
         await conductor.start()
-        async with opened(conductor.dsn, conductor.store.schema) as (connection, store):
-            deadline = asyncio.get_running_loop().time() + timeout_s
-            while left := await store.left(connection, worker.kinds, conductor.settings.project_ids, conductor.lease_owner):
-                if watch.attempts > max_runs:
-                    _refuse(f"drain() has executed more than max_runs={max_runs} attempts", watch, left, conductor)
-                if asyncio.get_running_loop().time() > deadline:
-                    _refuse(f"drain() has not ended within timeout_s={timeout_s:g}", watch, left, conductor)
-                await is_set_within(watch.news, _LOOK_S)
-                watch.news.clear()
-            rows = [await store.run_get(connection, run_id) for run_id in watch.ended]
-            return Drained(as_dict(row) for row in rows if row is not None)
+        try:
+            async with opened(conductor.dsn, conductor.store.schema) as (connection, store):
+                deadline = asyncio.get_running_loop().time() + timeout_s
+                while left := await store.left(connection, kinds, conductor.settings.project_ids, conductor.lease_owner):
+                    if watch.attempts > max_runs:
+                        _refuse(f"drain() has executed more than max_runs={max_runs} attempts", watch, left, conductor)
+                    if asyncio.get_running_loop().time() > deadline:
+                        _refuse(f"drain() has not ended within timeout_s={timeout_s:g}", watch, left, conductor)
+                    await is_set_within(watch.news, _LOOK_S)
+                    watch.news.clear()
+                rows = [await store.run_get(connection, run_id) for run_id in watch.ended]
+                return Drained(as_dict(row) for row in rows if row is not None)
+        finally:
+            await conductor.drain(1.0, asyncio.Event())
     finally:
-        await conductor.drain(1.0, asyncio.Event())
         await conductor.close()
 
 
@@ -112,7 +115,10 @@ def _refuse(message: str, watch: _Watch, left: Sequence[Row], conductor: Conduct
     done = ", ".join(f"{count} of {kind!r}" for kind, count in watch.kinds.most_common(10)) or "none"
     reasons = "; ".join(conductor.health())
     message = f"{message}; executed: {done}; left: {told}{'; ' + reasons if reasons else ''}"
-    hint = "does a handler enqueue its own kind, wait for another run, or is a row locked by the test's own transaction?"
+    hint = (
+        "does a handler enqueue its own kind, or wait for another run? Is a row locked by the test's own transaction, or a rate "
+        "used up (travel)?"
+    )
     raise DrainTimeout(message, hint=hint)
 
 

@@ -102,7 +102,7 @@ def again(store: Store, pool: Pool, row: Any, how: str, edited: str | None) -> D
             is_shadow=is_shadow or row["is_shadow"], concurrency_key=row["concurrency_key"], headers=row["headers"],
         )  # fmt: skip
         try:
-            made, _ = await store.run_insert(pool, new)
+            made = (await store.run_insert(pool, new)).run_id
         except REFUSALS as error:
             raise refused(error) from error
         return 1, f"made run {made}"

@@ -41,11 +41,15 @@ BEGIN
             ('worker', 'SELECT, UPDATE ON {schema}.reaper'),
             ('worker', 'SELECT, INSERT ON {schema}.run_history'),
             ('worker', 'SELECT ON {schema}.all_runs, {schema}.settings, {schema}.migrations'),
-            ('worker', 'SELECT, UPDATE, DELETE ON {schema}.idempotency_keys'),
+            ('worker', 'SELECT, UPDATE, DELETE ON {schema}.idempotency_keys, {schema}.debounces'),
+            ('worker', 'SELECT, UPDATE, DELETE ON {schema}.waiters'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.tell_waiters, {schema}.expect, {schema}.expect_no_more'),
+            ('operator', 'EXECUTE ON FUNCTION {schema}.expect, {schema}.expect_no_more'),
+            ('observer', 'EXECUTE ON FUNCTION {schema}.expect, {schema}.expect_no_more'),
             ('worker', 'SELECT, DELETE ON {schema}.pauses'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
-            ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.audit'),
+            ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume, {schema}.set_limit, {schema}.remove_limit'),
             ('worker', 'SELECT, UPDATE ON {schema}.limits'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.places, {schema}.rates'),
@@ -56,7 +60,7 @@ BEGIN
             ('worker', 'SELECT ON {schema}.shares'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.set_share'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.key_holder, {schema}.uuid7, {schema}.cancel, {schema}.retry'),
-            ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce, {schema}.complete'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.make_partitions, {schema}.drop_expired_partitions'),
             ('operator', 'USAGE ON SCHEMA {schema}'),
             ('operator', 'EXECUTE ON FUNCTION {schema}.cancel, {schema}.retry, {schema}.forget, {schema}.pause, {schema}.resume'),
@@ -68,6 +72,7 @@ BEGIN
         SELECT reader, format('SELECT ON %s', c.oid::regclass)
           FROM pg_class AS c CROSS JOIN (VALUES ('operator'), ('observer')) AS r (reader)
          WHERE c.relnamespace = quote_ident('{name}')::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+           AND c.relname <> 'waiters'  -- of every project
         UNION ALL
         -- The policies ask both in the name of whoever reads.
         SELECT bound, what FROM (VALUES ('producer'), ('operator'), ('observer')) AS b (bound) CROSS JOIN (VALUES
