@@ -518,10 +518,10 @@ async def test_it_shows_what_it_knew_while_the_database_is_away() -> None:
             assert "invoice.sync" in words(await ask.get("/", headers=HTML))
             await cluster.stop()
             for path in PAGES:
-                answer = await ask.get(path, headers=HTML)
+                answer = await fresh(ask, path)
                 checked(answer, 503)
                 assert "The database has not answered since" in words(answer), path
-            told = words(await ask.get("/", headers=HTML))
+            told = words(await fresh(ask, "/"))
             assert "from memory" in told
             assert "invoice.sync" in told
             assert 'action="/actions/' not in answer.text

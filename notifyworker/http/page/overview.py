@@ -1,5 +1,7 @@
 """The overview: the sentence first, then what needs somebody, then numbers."""
 
+import asyncio
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,10 +32,28 @@ class Overview:
         self._pool = pool
         self._queries = queries
         self._trends = Trends(queries)
+        self._kept: dict[str, tuple[float, dict[str, Any]]] = {}  # by range, of which there are four
+        self._turn = asyncio.Lock()
         self._depths: list[tuple[float, int, int]] = []  # when, due and running: what no table keeps
 
     async def read(self, frame: Frame, span: str) -> dict[str, Any]:
-        """All of it. Raises DatabaseError."""
+        """All of it, kept for ten times as long as it took to read, at most five seconds: many pages cost what one does. Raises DatabaseError."""
+        async with self._turn:
+            kept = self._kept.get(span)
+            if kept is not None and time.monotonic() < kept[0]:
+                return kept[1]
+            began = time.monotonic()
+            data = await self._read(frame, span)
+            took_s = time.monotonic() - began
+            keep_s = min(5.0, max(1.0, 10 * took_s)) * random.uniform(0.8, 1.2)  # noqa: S311 - so that sidecars do not fall into step
+            self._kept[span] = time.monotonic() + keep_s, data
+            return data
+
+    def stale(self) -> None:
+        """Something was changed by hand: read it anew."""
+        self._kept.clear()
+
+    async def _read(self, frame: Frame, span: str) -> dict[str, Any]:
         minutes = RANGES[span]
         since = frame.now - timedelta(minutes=minutes)
         async with self._pool.snapshot() as on:

@@ -115,6 +115,7 @@ class Pages:
     def stale(self) -> None:
         """Something was changed by hand: read the fleet anew."""
         self._frame = None
+        self._overview.stale()
 
     async def overview(self, request: web.Request) -> web.Response:
         """The overview."""
