@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests wait for most of their time: one process more than there are processors.
 JOBS := $(shell expr 1 + $$(python3 -c 'import os; print(os.cpu_count() or 1)'))
 
-.PHONY: help demo test test-slow soak lint types check chaos audit lock bench clean
+.PHONY: help demo test test-slow soak lint types check manifests chaos audit lock bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,7 +45,7 @@ TOOLS := $(VENV)/tools
 
 $(TOOLS)/.installed: $(STAMP)
 	python3 -m venv $(TOOLS)
-	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' 'uv>=0.13,<0.14'
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' 'uv>=0.13,<0.14' 'kubernetes-validate>=1.35'
 	touch $@
 
 audit: $(TOOLS)/.installed  ## known vulnerabilities of what is pinned; asks the package index over the network
@@ -53,8 +53,11 @@ audit: $(TOOLS)/.installed  ## known vulnerabilities of what is pinned; asks the
 		{ echo "not audited, or vulnerable: see above (without a network nothing can be said)" >&2; exit 1; }
 
 lock: $(TOOLS)/.installed  ## pin anew what pyproject.toml asks for, with hashes (ARGS=--upgrade: the newest)
-	$(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra embedded --group dev \
+	$(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --group dev \
 		pyproject.toml -o requirements-dev.txt $(ARGS)
+
+manifests: $(TOOLS)/.installed  ## deploy/kubernetes against Kubernetes' own schemas, as strictly as they can be
+	$(TOOLS)/bin/kubernetes-validate --strict deploy/kubernetes/migrate.yaml deploy/kubernetes/worker.yaml
 
 chaos: $(STAMP)  ## fleets that are hurt, and a ledger of what became of it (SHORT=1 SEED=7 ONLY=claim MUTATE=1)
 	PYTHONPATH=tests $(PYTHON) -m chaos $(if $(MUTATE),mutate,$(if $(SHORT),--short)) $(if $(SEED),--seed $(SEED)) \

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SettingsError,
         Snooze,
         StartError,
+        StepError,
         WaitTimeout,
     )
     from notifyworker.lifespan import Ending, Worker
@@ -53,6 +54,7 @@ _HOMES = {
     "PauseKind": "errors",
     "Snooze": "errors",
     "StartError": "errors",
+    "StepError": "errors",
     "WaitTimeout": "errors",
     "Worker": "lifespan",
 }
@@ -79,6 +81,7 @@ __all__ = [
     "SettingsError",
     "Snooze",
     "StartError",
+    "StepError",
     "WaitTimeout",
     "Worker",
 ]

@@ -165,6 +165,10 @@ class _ChildDesk:
         """Refuse: the worker's connections are in another process."""
         refuse_transaction(run)
 
+    def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Awaitable[Any]:  # noqa: ARG002 - whichever
+        """Refuse: a plain handler can't wait for it."""
+        refuse_step(run)
+
     def logger(self, run: Run) -> Any:  # noqa: ARG002 - the worker binds it to the run
         """Return a logger whose lines the worker writes."""
 
@@ -180,6 +184,12 @@ class _ChildDesk:
 def refuse_transaction(run: Run) -> NoReturn:
     """Raise RuntimeError: a plain handler can't wait for a transaction."""
     message = f"{run!r} is executed by a plain handler: run.transaction() is for async ones"
+    raise RuntimeError(message)
+
+
+def refuse_step(run: Run) -> NoReturn:
+    """Raise RuntimeError: a plain handler can't wait for a step."""
+    message = f"{run!r} is executed by a plain handler: steps are for async ones"
     raise RuntimeError(message)
 
 

@@ -7,40 +7,42 @@ adds is a clear error, naming the field, before anything is sent.
 
 import asyncio
 import builtins
-from collections.abc import Iterable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import DatabaseError, Queryable, brief, connect, explain, is_refusal
-from notifyworker.errors import InvalidRun, RunNotFound, SettingsError, WaitTimeout
+from notifyworker.database import DatabaseError, Queryable, brief, is_refusal
+from notifyworker.errors import InvalidRun, RunNotFound, WaitTimeout
 from notifyworker.given import (
     REFUSALS,
     Conflicts,
     as_dict,
+    check_from_step,
     check_integer,
     check_share,
     check_text,
     limit_scope,
     new_limit,
     new_pause,
+    new_payload,
     new_run,
     new_schedule,
     refused,
     schedule_as_dict,
     uuid_of,
 )
+from notifyworker.many import Many
 from notifyworker.observe import log
 from notifyworker.run import TERMINAL, State
-from notifyworker.settings import Settings
-from notifyworker.store import Inserted, NewRun, Store
+from notifyworker.run_log_store import RunLogStore
+from notifyworker.step_store import StepStore
+from notifyworker.store import Inserted, NewRun
 from notifyworker.trace import sending
 from notifyworker.waiting import Waiting
 
 
-class Client:
+class Client(Many):
     """
     A producer's way in. Without `dsn` it is found as a worker finds its own.
 
@@ -49,27 +51,13 @@ class Client:
     """
 
     def __init__(self, dsn: str | None = None, *, schema: str | None = None) -> None:
-        settings = Settings.load(keywords={"dsn": dsn, "schema": schema})
-        self._dsn = settings.require_dsn()
-        self._listen_dsn = settings.listen_dsn.get_secret_value() if settings.listen_dsn else self._dsn
-        self._max_payload_bytes: int | None = None
-        self._store = Store(settings.schema_name)
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._opening = asyncio.Lock()
+        super().__init__(dsn, schema=schema)
         self._waiting = Waiting(self._listen_dsn, self._store)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Close the connections that this client opened."""
         await self._waiting.close()
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool = None
+        await super().close()
 
     async def enqueue(self, kind: str, payload: Any = None, *, connection: Queryable | None = None, **columns: Any) -> UUID:
         """
@@ -94,33 +82,6 @@ class Client:
             return await self._store.run_insert(on, new)
         except REFUSALS as error:
             raise refused(error) from error
-
-    async def enqueue_many(
-        self, kind: str, payloads: Iterable[Any], *, connection: Queryable | None = None, **columns: Any
-    ) -> list[UUID]:
-        """Insert a run a payload, in batches of 1,000; return the ids in order. Not one transaction, unless `connection` has one."""
-        if paced := sorted(columns.keys() & {"debounce", "debounce_at_most", "throttle"}):
-            raise InvalidRun(paced[0], "is not for many at once", hint="enqueue them singly")
-        on = connection or await self._connected()
-        ids: list[UUID] = []
-        batch: list[NewRun] = []
-        with sending(kind, columns.get("headers")) as (headers, sent):
-            for payload in payloads:
-                batch.append(new_run(kind, payload, **columns | {"headers": headers}))
-                if len(batch) == 1000:  # noqa: PLR2004 - a few round trips, and a bounded statement
-                    ids += await self._insert_batch(on, batch)
-                    batch = []
-            if batch:
-                ids += await self._insert_batch(on, batch)
-            sent.as_batch(len(ids))
-        return ids
-
-    async def _insert_batch(self, on: Queryable, batch: list[NewRun]) -> list[UUID]:
-        try:
-            given = await self._store.runs_insert(on, batch)
-        except REFUSALS as error:
-            raise refused(error) from error
-        return [run_id or (await self._insert(new, on)).run_id for run_id, new in zip(given, batch, strict=True)]
 
     async def get(self, run_id: UUID | str) -> dict[str, Any]:
         """Return one run, live or settled. Raises RunNotFound."""
@@ -158,11 +119,38 @@ class Client:
         with Conflicts(wanted):
             return await self._store.run_cancel(await self._connected(), wanted)
 
-    async def retry(self, run_id: UUID | str) -> UUID:
-        """Put a settled run back to pending. Raises RunNotFound, RunConflict."""
+    async def retry(self, run_id: UUID | str, payload: Any = None, *, from_step: int | None = None) -> UUID:
+        """
+        Put a settled run back to pending, with another payload if one is given. Its steps are executed again as well, or those
+        from position `from_step` on.
+
+        Raises RunNotFound, RunConflict, InvalidRun.
+        """
         wanted = uuid_of("run_id", run_id)
+        check_from_step(from_step)
         with Conflicts(wanted):
-            return await self._store.run_retry(await self._connected(), wanted)
+            another = None if payload is None else new_payload(payload)
+            return await self._store.run_retry(await self._connected(), wanted, from_step, another)
+
+    async def steps(self, run_id: UUID | str) -> builtins.list[dict[str, Any]]:
+        """
+        Return the steps of a run in their order, those that raised with their `error`. Raises RunNotFound.
+
+        A result of more than 4 kB is left out: `result_bytes` tells its size.
+        """
+        run = await self.get(run_id)
+        rows = await StepStore(self._store).steps_list(await self._connected(), run["run_id"], run["created_at"])
+        return [as_dict(row) for row in rows]
+
+    async def log(self, run_id: UUID | str) -> builtins.list[dict[str, Any]]:
+        """
+        Return what a run has logged, an entry a lease with its `lines`. Raises RunNotFound.
+
+        `cut` tells how many lines before these are not kept, `lost_after` (None: nothing) after which time its worker was gone.
+        """
+        run = await self.get(run_id)
+        rows = await RunLogStore(self._store).run_logs_list(await self._connected(), run["run_id"], run["created_at"])
+        return [as_dict(row) for row in rows]
 
     async def pause(self, kind: str | None = None, project_id: str | None = None, **until: Any) -> None:
         """
@@ -279,39 +267,3 @@ class Client:
         except TimeoutError:
             message = f"run {run_id} is not settled after {timeout} s"
             raise WaitTimeout(message) from None
-
-    async def _connected(self) -> "_Pool":
-        async with self._opening:
-            if self._pool is None:
-                schema = self._store.schema
-                try:
-                    self._pool = await asyncpg.create_pool(
-                        min_size=1,
-                        max_size=4,
-                        connect=lambda *_a, **_k: connect(self._dsn, schema=schema, purpose="client"),
-                        reset=_keep,
-                    )
-                except SettingsError:
-                    raise
-                except DatabaseError as error:
-                    raise explain(error, self._dsn) from None
-        return _Pool(self._pool)
-
-
-class _Pool:
-    """A Queryable: the client's connections, which are given up where their server was made one that takes no writes."""
-
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
-        self._pool = pool
-
-    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[asyncpg.Record]:  # noqa: ASYNC109 - asyncpg's own signature
-        """Execute and return all rows."""
-        try:
-            return await self._pool.fetch(query, *args, timeout=timeout)
-        except asyncpg.ReadOnlySQLTransactionError:
-            await self._pool.expire_connections()
-            raise
-
-
-async def _keep(_connection: Any) -> None:
-    """Nothing of ours changes a session, so that a pool has nothing to reset at each release."""

@@ -17,7 +17,7 @@ class Code(StrEnum):
     LEASE_EXPIRED = "E-RUN-002"  # its worker died or lost its lease
     TIMED_OUT = "E-RUN-003"  # it ran longer than its timeout
     BAD_PAYLOAD = "E-RUN-004"  # the payload does not fit the handler's model; never retried
-    BAD_RESULT = "E-RUN-005"  # the result can't be stored as JSON; never retried
+    BAD_RESULT = "E-RUN-005"  # the result, or a step's, can't be stored as JSON; never retried
     REFUSED = "E-RUN-006"  # the handler raised Fail; never retried
     INTERRUPTED = "interrupted"  # given back at shutdown; uses up no attempt
     EXPIRED = "expired"  # `expires_at` had passed before it was started
@@ -56,12 +56,20 @@ class SchemaTooNew(StartError):
 
 
 class InvalidRun(NotifyWorkerError):
-    """A run was refused before it was inserted. `field` names the column that was wrong."""
+    """A run was refused before it was inserted. `field` names the column that was wrong; `row` its place among many, from 1."""
 
-    def __init__(self, field: str, message: str, *, hint: str | None = None, too_large: bool = False) -> None:
-        super().__init__(f"{field}: {message}", hint=hint)
+    def __init__(
+        self, field: str, message: str, *, hint: str | None = None, too_large: bool = False, row: int | None = None
+    ) -> None:
+        super().__init__(f"{field}: {message}" if row is None else f"row {row}: {field}: {message}", hint=hint)
         self.field = field
+        self.message = message
         self.too_large = too_large
+        self.row = row
+
+    def at(self, row: int) -> "InvalidRun":
+        """Return the same, of this row among many."""
+        return InvalidRun(self.field, self.message, hint=self.hint, too_large=self.too_large, row=row)
 
 
 class RunNotFound(NotifyWorkerError):
@@ -100,11 +108,27 @@ class Cancel(NotifyWorkerError):
         super().__init__(reason)
 
 
+class StepError(NotifyWorkerError):
+    """
+    A step can't be what the handler calls: its name or place differs from what is recorded, it comes twice, it is one too many.
+
+    Nothing was executed. As any other exception it costs the attempt.
+    """
+
+
 class Fail(NotifyWorkerError):
     """Raised by a handler: fail this run now, with no further attempt (E-RUN-006)."""
 
+    code = Code.REFUSED
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
+
+
+class UnstorableStep(Fail):
+    """The result of a step can't be stored: it was executed, and would be again. The run fails at once (E-RUN-005)."""
+
+    code = Code.BAD_RESULT
 
 
 class Snooze(NotifyWorkerError):

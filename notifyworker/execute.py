@@ -12,13 +12,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, InvalidStateError
 from types import FrameType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from notifyworker import payload as payloads
 from notifyworker.errors import Cancel, Code, Fail, PauseKind, Snooze
 from notifyworker.handlers import Handler
+from notifyworker.journal import Journal
 from notifyworker.observe import log
 from notifyworker.payload import clean_text
 from notifyworker.plain import ThreadDesk
@@ -37,7 +38,8 @@ class Attempt:
     """One attempt in this process: the run, its handler, and why it was ended, if it was."""
 
     __slots__ = (
-        "began_at", "ended_at", "handler", "is_committing", "is_settled", "run", "task", "thread", "thread_id", "timer", "why",
+        "began_at", "ended_at", "handler", "is_committing", "is_in_transaction", "is_settled", "journal", "run", "task", "thread",
+        "thread_id", "timer", "why",
     )  # fmt: skip
 
     def __init__(self, run: Run, handler: Handler) -> None:
@@ -45,6 +47,8 @@ class Attempt:
         self.handler = handler
         #: The slot that executes it.
         self.task: asyncio.Task[Any] | None = None
+        #: Its steps, once it has called one.
+        self.journal: Journal | None = None
         #: The call in a thread: no cancellation ends it.
         self.thread: Future[Any] | None = None
         self.thread_id: int | None = None
@@ -55,6 +59,8 @@ class Attempt:
         self.is_settled = False
         #: Its own transaction is settling it: that finds out by itself whether the lease is lost.
         self.is_committing = False
+        #: It is in the block of run.transaction().
+        self.is_in_transaction = False
 
     def end(self, why: Why) -> None:
         """Cancel the handler, for the first reason that was given."""
@@ -83,12 +89,13 @@ async def execute(
     max_result_bytes: int,
     on_begun: Callable[[Attempt], None],
     on_pause: Callable[[str, PauseKind], Awaitable[None]],
+    join: Callable[[Attempt, tuple[Any, ...]], Awaitable[Any]],
 ) -> Outcome | None:
     """
     Call the handler; None if there is nothing to write.
 
     `on_begun` is called when a process has begun it: only then does its timeout begin to count. `on_pause` is awaited when
-    it asks for a pause of its kind.
+    it asks for a pause of its kind; `join`, where it takes several runs at once.
     """
     run, handler = attempt.run, attempt.handler
     if run.expired:
@@ -101,10 +108,10 @@ async def execute(
     except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes: the same again next time
         return _failed(run, Code.BAD_PAYLOAD, f"payload: {type(error).__name__}: {_text_of(error)}", error, worker)
     try:
-        if handler.is_async:
+        if handler.is_async and handler.batch_size is None:
             result = await handler.function(*arguments)
         else:
-            result = await _begun(attempt, arguments, threads, processes, on_begun)
+            result = await _begun(attempt, arguments, threads, processes, on_begun, join)
     except Unfit as error:
         return _failed(run, Code.BAD_PAYLOAD, str(error), error if error.__cause__ else None, worker)
     except Unstorable as error:
@@ -120,26 +127,61 @@ async def execute(
     return completed(run, result, worker, max_result_bytes)
 
 
-def _begun(
-    attempt: Attempt, arguments: tuple[Any, ...], threads: Executor, processes: Processes, on_begun: Callable[[Attempt], None]
+class _HasThread(Protocol):
+    thread: "Future[Any] | None"
+
+
+async def in_thread(holder: _HasThread, threads: Executor, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a plain function of the user's; until it ends, which no cancellation makes it do, `holder` has it."""
+
+    def call() -> Any:
+        try:
+            return function(*arguments)
+        except StopIteration as error:  # no future can hold one: whoever waits for it would wait for ever
+            message = "the handler raised StopIteration"
+            raise RuntimeError(message) from error
+
+    thread = threads.submit(contextvars.copy_context().run, call)
+    holder.thread = thread if holder.thread is None or holder.thread.done() else _both(holder.thread, thread)
+    return await asyncio.wrap_future(thread)
+
+
+def _both(one: "Future[Any]", other: "Future[Any]") -> "Future[Any]":
+    """Return what is done when both are. They end in threads, perhaps at the same moment."""
+    both: Future[Any] = Future()
+
+    def ended(_ended: object) -> None:
+        if one.done() and other.done():
+            with contextlib.suppress(InvalidStateError):
+                both.set_result(None)
+
+    one.add_done_callback(ended)
+    other.add_done_callback(ended)
+    return both
+
+
+def _begun(  # noqa: PLR0917 - all of them are what may execute it
+    attempt: Attempt,
+    arguments: tuple[Any, ...],
+    threads: Executor,
+    processes: Processes,
+    on_begun: Callable[[Attempt], None],
+    join: Callable[[Attempt, tuple[Any, ...]], Awaitable[Any]],
 ) -> Awaitable[Any]:
-    """Give a plain handler to a thread or a process; what is returned is its result."""
+    """Give it to a thread or a process, or together with others to their handler; what is returned is its result."""
+    if attempt.handler.batch_size is not None:
+        return join(attempt, arguments)
     if attempt.handler.in_process:
         if attempt.timer is not None:
             attempt.timer.cancel()
         return processes.call(attempt.run, attempt.handler, lambda: on_begun(attempt))
     attempt.run.sit_at(ThreadDesk(attempt.run))
-    attempt.thread = threads.submit(contextvars.copy_context().run, _in_thread, attempt, arguments)
-    return asyncio.wrap_future(attempt.thread)
+    return in_thread(attempt, threads, _in_its_thread, attempt, arguments)
 
 
-def _in_thread(attempt: Attempt, arguments: tuple[Any, ...]) -> Any:
+def _in_its_thread(attempt: Attempt, arguments: tuple[Any, ...]) -> Any:
     attempt.thread_id = threading.get_ident()
-    try:
-        return attempt.handler.function(*arguments)
-    except StopIteration as error:  # no future can hold one: whoever waits for it would wait for ever
-        message = "the handler raised StopIteration"
-        raise RuntimeError(message) from error
+    return attempt.handler.function(*arguments)
 
 
 def _frames(waits: object) -> list[FrameType]:
@@ -186,7 +228,7 @@ def outcome_of_error(attempt: Attempt, error: BaseException, worker: str) -> Out
         case Snooze():
             return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.PENDING, delay_s=error.seconds, counts=False)
         case Fail():
-            return _failed(run, Code.REFUSED, str(error), error, worker)
+            return _failed(run, error.code, str(error), error, worker)
     if attempt.why is not None:  # it raised something else when it was cancelled
         return outcome_of_end(attempt, worker)
     message = f"{type(error).__name__}: {_text_of(error)}"

@@ -15,11 +15,12 @@ import asyncpg
 from notifyworker import cron as crons
 from notifyworker import payload as payloads
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
+from notifyworker.journal import MAX_STEPS
 from notifyworker.store import NewLimit, NewPause, NewRun, NewSchedule, Row
 
 _YEARS = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _COLUMNS = frozenset(NewRun.__dataclass_fields__) - {"kind", "payload"}
-_JSON_COLUMNS = frozenset({"payload", "headers", "progress", "errors", "result", "effects"})
+_JSON_COLUMNS = frozenset({"payload", "headers", "progress", "errors", "result", "effects", "lines"})
 #: An id that is taken; a key that is too wide for its index, which takes 2,704 bytes.
 _INDEXES = {"runs_pkey": "run_id", "runs_idempotency_key": "idempotency_key", "idempotency_keys_pkey": "idempotency_key"}
 
@@ -68,6 +69,11 @@ def _check_pace(given: Mapping[str, Any]) -> None:
         raise InvalidRun(beside[0], "is given beside debounce", hint="give one of them")
 
 
+def new_payload(payload: Any) -> str:
+    """Encode the payload that takes the place of another. Raises InvalidRun for what no handler could be given."""
+    return _json("payload", payload)
+
+
 def as_dict(row: Row) -> dict[str, Any]:
     """A row of all_runs with its jsonb decoded; what can't be decoded stays text."""
     shown = dict(row)
@@ -96,6 +102,12 @@ REFUSALS = (
 )
 
 
+def check_from_step(from_step: Any) -> None:
+    """Raise InvalidRun unless it can be the position of a step, or is None: from the beginning."""
+    if from_step is not None:
+        check_integer("from_step", from_step, 1, MAX_STEPS + 1)
+
+
 class Conflicts:
     """The database's answers to cancel and retry, as our own errors."""
 
@@ -110,6 +122,8 @@ class Conflicts:
             raise RunNotFound(self.run_id) from error
         if isinstance(error, asyncpg.ProgramLimitExceededError):  # the limit was lowered since
             raise RunConflict(str(error.args[0]), hint=error.hint) from error
+        if isinstance(error, asyncpg.InvalidParameterValueError):  # from_step
+            raise refused(error) from error
         # 55000 itself: below it stands, among others, a lock that could not be had in time.
         if isinstance(error, asyncpg.ObjectNotInPrerequisiteStateError) and error.sqlstate == "55000":
             raise RunConflict(str(error.args[0]), hint=error.hint) from error

@@ -14,6 +14,10 @@ from notifyworker.errors import HandlerError
 from notifyworker.retry import Retry
 from notifyworker.run import Run
 
+_LARGEST_BATCH = 10_000  # as concurrency
+_BATCH_WAIT_S = 0.05
+_SHORTEST_BATCH_WAIT_S, _LONGEST_BATCH_WAIT_S = 0.001, 60
+
 AnyHandler = TypeVar("AnyHandler", bound=Callable[..., Any])
 
 #: Where a plain handler is executed: in a thread of the worker, or in a process of its own.
@@ -29,7 +33,8 @@ class Handler:
     """
     One kind's function, inspected. `timeout_s` is that of one attempt; None: no limit.
 
-    With `in_process`, `memory_limit_bytes` is what its process may take; None: no limit.
+    With a `batch_size` it takes up to so many runs at once, or those that came within `batch_wait_s` seconds. With `in_process`,
+    `memory_limit_bytes` is what its process may take; None: no limit.
     """
 
     kind: str
@@ -39,6 +44,8 @@ class Handler:
     convert: Callable[[Any], Any] | None
     timeout_s: float | None
     retry: Retry
+    batch_size: int | None = None
+    batch_wait_s: float = 0.0
     in_process: bool = False
     memory_limit_bytes: int | None = None
 
@@ -63,6 +70,8 @@ class Handlers:
         *,
         timeout: float | timedelta | None,
         retry: Retry,
+        batch_size: int | None = None,
+        batch_wait_s: float | None = None,
         executor: Executor | None = None,
         memory_limit_bytes: int | None = None,
     ) -> None:
@@ -73,9 +82,13 @@ class Handlers:
         if (other := self._by_kind.get(kind)) is not None:
             message = f"two handlers for kind {kind!r}: {_name(other.function)} and {_name(function)}"
             raise HandlerError(message, hint="a kind has one handler; rename one of them")
-        wants_payload, convert = inspected(kind, function)
+        wait_s = _batch_wait_s(kind, batch_size, batch_wait_s)
+        wants_payload, convert = inspected(kind, function, is_batch=batch_size is not None)
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - asked what it is, not whether
         _check_executor(kind, function, executor, memory_limit_bytes, is_async=is_async)
+        if batch_size is not None and executor == "process":
+            message = f"executor of {kind!r}: a batch is executed by the event loop, or in a thread"
+            raise HandlerError(message, hint="leave executor out, or batch_size")
         self._by_kind[kind] = Handler(
             kind=kind,
             function=function,
@@ -84,6 +97,8 @@ class Handlers:
             convert=convert,
             timeout_s=_seconds(kind, timeout),
             retry=retry,
+            batch_size=batch_size,
+            batch_wait_s=wait_s,
             in_process=executor == "process",
             memory_limit_bytes=memory_limit_bytes,
         )
@@ -100,6 +115,24 @@ class Handlers:
     def kinds(self) -> list[str]:
         """Return the kinds in the order of registration."""
         return list(self._by_kind)
+
+
+def _batch_wait_s(kind: str, size: Any, wait_s: Any) -> float:
+    if size is None and wait_s is not None:
+        message = f"batch_wait_s of {kind!r} is given, and no batch_size"
+        raise HandlerError(message, hint='@worker.handler("row.load", batch_size=100, batch_wait_s=0.05)')
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _LARGEST_BATCH):
+        message = f"batch_size of {kind!r} must be an integer between 1 and {_LARGEST_BATCH}, not {size!r:.100}"
+        raise HandlerError(message)
+    wait_s = _BATCH_WAIT_S if wait_s is None else wait_s
+    if (
+        not isinstance(wait_s, int | float)
+        or isinstance(wait_s, bool)
+        or not _SHORTEST_BATCH_WAIT_S <= wait_s <= _LONGEST_BATCH_WAIT_S
+    ):
+        message = f"batch_wait_s of {kind!r} must be between {_SHORTEST_BATCH_WAIT_S} and {_LONGEST_BATCH_WAIT_S} seconds, not {wait_s!r:.100}"
+        raise HandlerError(message)
+    return float(wait_s)
 
 
 def _check_executor(
@@ -135,7 +168,7 @@ def by_name(handler: Handler) -> bytes:
         raise HandlerError(message, hint=hint) from None
 
 
-def inspected(kind: str, function: Any) -> tuple[bool, Callable[[Any], Any] | None]:
+def inspected(kind: str, function: Any, *, is_batch: bool = False) -> tuple[bool, Callable[[Any], Any] | None]:
     """Whether a function takes the payload, and how that is converted. Raises HandlerError."""
     if not callable(function):
         message = f"the handler of {kind!r} is no function but {type(function).__name__}"
@@ -149,17 +182,28 @@ def inspected(kind: str, function: Any) -> tuple[bool, Callable[[Any], Any] | No
             signature.bind(None)
             wants_payload = False
         except TypeError:
-            message = f"{_name(function)}{signature}: a handler takes (run, payload) or (run)"
+            taken = "(runs, payloads) or (runs)" if is_batch else "(run, payload) or (run)"
+            message = f"{_name(function)}{signature}: a {'batch ' if is_batch else ''}handler takes {taken}"
             raise HandlerError(message) from None
     if not wants_payload:
         return False, None
     name = list(signature.parameters)[1] if len(signature.parameters) > 1 else None
     try:
         hints = typing.get_type_hints(function if inspect.isroutine(function) else type(function).__call__)
-        return True, payloads.converter(hints.get(name or "", Any))
+        annotation = hints.get(name or "", Any)
+        return True, payloads.converter(_element(function, annotation) if is_batch else annotation)
     except (TypeError, NameError) as error:
         message = f"{_name(function)}: the payload's annotation can't be used: {error}"
         raise HandlerError(message, hint="a pydantic model, a dataclass, a TypedDict, or dict") from None
+
+
+def _element(function: Any, annotation: Any) -> Any:
+    if annotation in {Any, list}:
+        return Any
+    if typing.get_origin(annotation) is list:
+        return typing.get_args(annotation)[0]
+    message = f"{_name(function)}: the payloads of a batch handler are a list"
+    raise HandlerError(message, hint="annotate them as list[Email], or not at all")
 
 
 def _seconds(kind: str, timeout: float | timedelta | None) -> float | None:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from notifyworker import systemd
 from notifyworker.errors import SettingsError
 from notifyworker.handlers import AnyHandler, Executor, Handlers
 from notifyworker.http.sidecar import Sidecar
@@ -87,12 +88,19 @@ class Worker:
         """Let settings of the command line win over all others. Raises SettingsError."""
         self.settings = Settings.load(command_line, self._keywords)
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The settings that were given as keywords, before command line and environment."""
+        return {name: value for name, value in self._keywords.items() if value is not None}
+
     def handler(
         self,
         kind: str,
         *,
         timeout: float | timedelta | None = None,
         retry: Retry | None = None,
+        batch_size: int | None = None,
+        batch_wait_s: float | None = None,
         executor: Executor | None = None,
         memory_limit_bytes: int | None = None,
     ) -> Callable[[AnyHandler], AnyHandler]:
@@ -103,11 +111,22 @@ class Worker:
         pydantic model, dataclass, TypedDict or dict. A plain one is executed in a thread, or with `executor="process"` in
         a process of its own, which is killed when it takes longer than `timeout`, or more memory than
         `memory_limit_bytes`. Raises HandlerError.
+
+        With `batch_size` it takes `(runs, payloads)`, lists of up to so many runs, or of those that came within
+        `batch_wait_s` (0.05) seconds of the first. It returns None, or what each run returned as a mapping from the runs; an
+        exception in it counts as raised for that run, and one that the handler raises as raised for each.
         """
 
         def register(function: AnyHandler) -> AnyHandler:
             self._handlers.add(
-                kind, function, timeout=timeout, retry=retry or Retry(), executor=executor, memory_limit_bytes=memory_limit_bytes
+                kind,
+                function,
+                timeout=timeout,
+                retry=retry or Retry(),
+                batch_size=batch_size,
+                batch_wait_s=batch_wait_s,
+                executor=executor,
+                memory_limit_bytes=memory_limit_bytes,
             )
             return function
 
@@ -154,12 +173,9 @@ class Worker:
             if not await self._unless_stopped(self._start(standalone=True)):
                 return Ending("forced", self._signal) if self._force.is_set() else Ending("drained")
             assert self._conductor is not None
-            stopped = asyncio.ensure_future(self._stop.wait())
-            waiters: set[asyncio.Future[Any]] = {stopped, self._conductor.failed}
-            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            error = self._conductor.failed.exception() if self._conductor.failed.done() else None
-            in_time = await self._drained()
+            async with systemd.told(self._stop):
+                error = await self._ended(self._conductor)
+                in_time = await self._drained()
             if error is not None:
                 raise error
             if self._force.is_set():
@@ -170,6 +186,14 @@ class Worker:
                 loop.remove_signal_handler(number)
             watch.cancel()
             self._stop = asyncio.Event()  # a later run is not ended by what ended this one
+
+    async def _ended(self, conductor: Conductor) -> BaseException | None:
+        """Wait until somebody wants an end, or something of ours has failed; return what."""
+        stopped = asyncio.ensure_future(self._stop.wait())
+        waiters: set[asyncio.Future[Any]] = {stopped, conductor.failed}
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        return conductor.failed.exception() if conductor.failed.done() else None
 
     async def _unless_stopped(self, start: Coroutine[Any, Any, None]) -> bool:
         """Start; a signal or `stop()` ends that at once, whatever it waits for. Return whether it has started."""
@@ -260,9 +284,9 @@ class Worker:
 
     def _signalled(self, number: int) -> None:
         if self._stop.is_set():
-            log.warning("forced_to_stop", signal=signal.Signals(number).name)
             self._signal = number
             self._force.set()
+            log.warning("forced_to_stop", signal=signal.Signals(number).name)
             return
-        log.info("stopping", signal=signal.Signals(number).name, hint="a second signal ends it at once")
         self._stop.set()
+        log.info("stopping", signal=signal.Signals(number).name, hint="a second signal ends it at once")

@@ -4,6 +4,7 @@ Bring the schema up to this code: numbered files under schema/, each applied onc
 Ten processes may do so at once: the first holds an advisory lock until its commit, and the others find nothing to do.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -75,9 +76,26 @@ def script(schema: str) -> str:
     return "\n\n".join([*parts, "COMMIT;"])
 
 
-async def migrate(dsn: str, schema: str) -> list[Migration]:
+def statements(schema: str, *, above: int = 0, to: int | None = None) -> list[str]:
     """
-    Apply what is missing and return it.
+    The SQL of the migrations from `above` (exclusive) to `to` (inclusive; None: the newest), for another migration tool.
+
+    To be executed in one transaction of that tool's, which keeps its own search_path. Name `to`: what a migration of
+    yours does then stays the same with each version of this package. Raises ValueError for a version that is not there.
+    """
+    newest_wanted = newest() if to is None else to
+    if not 0 <= above < newest_wanted <= newest():
+        message = f"there are the versions 1 to {newest()}, and none from {above + 1} to {newest_wanted}"
+        raise ValueError(message)
+    keep = "SELECT set_config('notifyworker.search_path', current_setting('search_path'), true)"
+    give_back = "SELECT set_config('search_path', current_setting('notifyworker.search_path'), true)"
+    wanted = [_with_record(m, schema) for m in migrations() if above < m.version <= newest_wanted]
+    return [keep, _PATH, *wanted, give_back]
+
+
+async def migrate(dsn: str, schema: str, *, done: Callable[[int], None] = lambda _version: None) -> list[Migration]:
+    """
+    Apply what is missing and return it. `done` is told each version that is reached; none holds before all are.
 
     Raises SchemaTooNew if the database is ahead of this code, StartError if it can't be reached or refuses.
     """
@@ -92,6 +110,7 @@ async def migrate(dsn: str, schema: str) -> list[Migration]:
             missing = [m for m in migrations() if m.version > version]
             for migration in missing:
                 await connection.execute(_with_record(migration, schema))
+                done(migration.version)
         return missing
     except asyncpg.InsufficientPrivilegeError as error:
         message = f"{describe(dsn)}: {error.args[0]}"

@@ -4,13 +4,15 @@ What an operator hears of a worker: log events and metrics. Knows no database.
 An event names a fact that has been committed already, except those that say that something could not be done.
 """
 
+import contextlib
 import logging
+import os
 import sys
 import traceback
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import orjson
 import structlog
@@ -25,8 +27,23 @@ _CAUSES = 5  # of an error, that are told
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 
+class _Stderr:
+    """Standard error, of which perhaps nobody reads any more, or whose disk is full: what can't be written ends nothing."""
+
+    def write(self, text: str) -> None:
+        """Write, or lose it: a log that raised would end a loop, or keep a signal from being heard."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """As `write`."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
 def configure_logging(log_format: Literal["auto", "console", "json"], log_level: str) -> None:
     """Write logs to stderr: for people on a terminal, as JSON lines elsewhere. Only the command line calls this."""
+    in_colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     global _configured  # noqa: PLW0603 - as structlog's own, which is one of a process
     _configured = log_format, log_level
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
@@ -34,7 +51,7 @@ def configure_logging(log_format: Literal["auto", "console", "json"], log_level:
         structlog.processors.JSONRenderer(serializer=_dumps)
         if as_json
         # With rich at hand structlog's own choice prints the local variables of every frame: DSN, token, payloads.
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        else structlog.dev.ConsoleRenderer(colors=in_colour, exception_formatter=structlog.dev.plain_traceback)
     )
     structlog.configure(
         processors=[
@@ -45,7 +62,7 @@ def configure_logging(log_format: Literal["auto", "console", "json"], log_level:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
         cache_logger_on_first_use=True,
     )
 

@@ -1,11 +1,11 @@
 """What a plain handler in a thread may ask of its worker: it can't await, so that it is done when the call returns."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from notifyworker.child import refuse_transaction
+from notifyworker.child import refuse_step, refuse_transaction
 from notifyworker.run import Done, Run, is_plain
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class ThreadDesk:
     def transaction(self, run: Run, connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":  # noqa: ARG002 - whichever
         """Refuse: a plain handler can't wait for it."""
         refuse_transaction(run)
+
+    def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Awaitable[Any]:  # noqa: ARG002 - whichever
+        """Refuse: a plain handler can't wait for it."""
+        refuse_step(run)
 
     def logger(self, run: Run) -> Any:
         """Return a structlog logger bound to the run."""

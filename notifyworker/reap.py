@@ -14,13 +14,17 @@ from datetime import datetime
 import asyncpg
 
 from notifyworker.database import DatabaseError, Link, brief
+from notifyworker.history import Sweeper
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import is_set_within
+from notifyworker.run_log_store import RunLogStore
+from notifyworker.step_store import StepStore
 from notifyworker.store import Store
 
 _BATCH = 500
 _PARTITIONS_S = 3600.0
 _LATER_S = 60.0
+_SWEEP_S = 1.0
 
 
 class Reaper:
@@ -28,6 +32,8 @@ class Reaper:
 
     def __init__(self, store: Store, link: Link, lease_owner: str, metrics: Metrics, *, interval_s: float) -> None:
         self._store = store
+        self._steps = StepStore(store)
+        self._logs = RunLogStore(store)
         self._link = link
         self._lease_owner = lease_owner
         self._metrics = metrics
@@ -44,6 +50,8 @@ class Reaper:
         self._gone_since: dict[str, tuple[float, datetime]] = {}
         self._news = asyncio.Event()
         self._partitions_at = 0.0
+        self._sweeper = Sweeper(store)
+        self._sweep_at = float("inf")
 
     def saw(self, absent: Sequence[str]) -> None:
         """Take note of one look of the leader: these owners should be present and are not."""
@@ -76,7 +84,9 @@ class Reaper:
                     if self.is_leading or await self._nobody_reaps():
                         await self._pass()
                         await self._keep_partitions()
-                pause_s = min(self._next_pass, next_death) - time.monotonic()
+                if time.monotonic() >= self._sweep_at:
+                    await self._sweep()
+                pause_s = min(self._next_pass, next_death, self._sweep_at) - time.monotonic()
             except DatabaseError as error:
                 self._metrics.database_errors.labels("reap").inc()
                 log.warning("reap_failed", error=brief(error))
@@ -177,10 +187,27 @@ class Reaper:
         try:
             made = await self._store.make_partitions(self._link)
             dropped = await self._store.drop_expired_partitions(self._link)
+            while await self._steps.steps_forget(self._link, limit=_BATCH) == _BATCH:
+                continue
+            while await self._logs.run_logs_forget(self._link, limit=_BATCH) == _BATCH:
+                continue
         except asyncpg.LockNotAvailableError:
             self._partitions_at = time.monotonic() + _LATER_S
             log.info("partitions_put_off", retry_s=_LATER_S)
             return
         self._partitions_at = time.monotonic() + _PARTITIONS_S
+        self._sweep_at = 0.0
         if made or dropped:
             log.info("partitions_kept", made=made, dropped=dropped)
+
+    async def _sweep(self) -> None:
+        """Delete what has a shorter retention than its day, between the other chores; a reader in the way puts it off."""
+        try:
+            goes_on = await self._sweeper.go_on(self._link)
+        except asyncpg.LockNotAvailableError:
+            self._sweep_at = time.monotonic() + _LATER_S
+            return
+        self._sweep_at = time.monotonic() + _SWEEP_S if goes_on else float("inf")
+        if not goes_on and self._sweeper.deleted:
+            log.info("history_swept", deleted=self._sweeper.deleted)
+            self._sweeper.deleted = 0

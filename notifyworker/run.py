@@ -7,15 +7,18 @@ The vocabulary: what a run is, which states it goes through, and how an attempt 
 """
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from uuid import UUID
 
 from notifyworker import payload as payloads
+from notifyworker.errors import StepError
 
 if TYPE_CHECKING:
     import asyncpg
@@ -91,6 +94,9 @@ class Desk(Protocol):
 
     def transaction(self, run: "Run", connection: "Connection | None") -> "AbstractAsyncContextManager[Connection]":
         """Begin a transaction that settles it. Raises LeaseLost."""
+
+    def step(self, run: "Run", name: str, call: Callable[..., Any], *, in_transaction: bool) -> Awaitable[Any]:
+        """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
 
     def logger(self, run: "Run") -> Any:
         """Return a structlog logger bound to the run."""
@@ -288,6 +294,40 @@ class Run:
     def record(self, effects: list[dict[str, Any]]) -> None:
         """Take over the effects that a shadow run has recorded in another process."""
         self._effects = effects
+
+    def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """
+        Do something that is not done again when the run is retried or taken over.
+
+        The first time `function(*args, **kwargs)` is called, a plain function in a thread, and what it returns is recorded
+        as JSON; from then on that is returned, without a call. It is also what the first call returns: a tuple comes as a
+        list, a dataclass as a dict. What it raises is not recorded as a result. The name is the step's own within the run;
+        steps come in the order in which they were recorded, and not inside of each other.
+
+        A worker that dies between the end of the call and the record leaves it to be executed again: give a system that it
+        calls a key, such as the run's id and the step's name. Raises StepError, LeaseLost, and Fail (E-RUN-005) if the
+        result can't be stored.
+        """
+        return self.desk.step(self, name, partial(function, *args, **kwargs), in_transaction=False)
+
+    def step_transaction(
+        self, name: str, function: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any
+    ) -> Awaitable[Any]:
+        """
+        As `step`, of an async function that writes into the worker's own database: exactly once.
+
+        It is called as `function(connection, *args, **kwargs)`, with asyncpg's connection in a transaction that is committed
+        together with the step's record, if this worker still holds the lease; or nothing is. In a shadow run what it wrote
+        is rolled back.
+        """
+        if not inspect.iscoroutinefunction(function):
+            message = f"step {name!r} must be an async function: its connection is asyncpg's"
+            raise StepError(message)
+
+        def call(connection: "Connection") -> Awaitable[Any]:
+            return function(connection, *args, **kwargs)
+
+        return self.desk.step(self, name, call, in_transaction=True)
 
     @property
     def recorded_effects(self) -> str | None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
@@ -93,6 +94,7 @@ class Settings(BaseSettings):
     prefix: str | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    run_log_lines: int = Field(200, ge=0, le=1000)
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -114,6 +116,22 @@ class Settings(BaseSettings):
                 return Loaded()
             except ValidationError as error:
                 raise SettingsError(_told(error)) from None
+
+    @classmethod
+    def sources(cls, command_line: Mapping[str, Any] | None = None, keywords: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """Say of each setting where `load` takes it from: command line, environment, keyword or default."""
+        with _without_kubernetes_port():
+            said = EnvSettingsSource(cls)()
+        layers = _known(command_line or {}), said, _known(keywords or {})
+        found: dict[str, str] = {}
+        for field in cls.model_fields:
+            name = "schema" if field == "schema_name" else field
+            variable = f"NOTIFYWORKER_{name.upper()}"
+            told = ("command line", f"environment: {variable}", "keyword")
+            found[name] = next(
+                (t for t, layer in zip(told, layers, strict=True) if {field, name, variable} & set(layer)), "default"
+            )
+        return found
 
     @field_validator("project_ids", "kinds", mode="before")
     @classmethod
@@ -196,6 +214,11 @@ class Settings(BaseSettings):
     def lapse_s(self) -> float:
         """The age of the last renewal at which this worker has to end what it runs, or itself."""
         return _LAPSE * self.lease_s
+
+    @property
+    def names_a_database(self) -> bool:
+        """Whether anything says where the database is."""
+        return database_url(self.dsn) is not None
 
     def require_dsn(self) -> str:
         """Where the database is. Raises SettingsError if nothing says it."""

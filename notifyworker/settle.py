@@ -8,7 +8,7 @@ longer there is looked for in the history before it is called lost.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from uuid import UUID
 
 from notifyworker.database import DatabaseError, Link, brief, is_poison, is_refusal
@@ -40,6 +40,8 @@ class Settler:
         self._metrics = metrics
         self._on_settled = on_settled
         self._on_refused = on_refused
+        #: Awaited before outcomes are written, with their leases: what is to be written while these last.
+        self.before: Callable[[Iterable[tuple[UUID, int]]], Awaitable[None]] | None = None
         self._waiting: deque[Outcome] = deque()
         # Their rows were locked by somebody: they go again with the next batch, or after a pause.
         self._skipped: list[Outcome] = []
@@ -118,6 +120,8 @@ class Settler:
         while left:
             outcomes = list(left.values())
             try:
+                if self.before is not None:
+                    await self.before((o.run_id, o.lease_token) for o in outcomes)
                 self._written(left, await (self._give_back(outcomes) if is_back else self._settle(outcomes)))
                 if left:
                     await self._look_after(left)

@@ -125,6 +125,10 @@ class Store:
             if file.name.endswith(".sql")
         }
 
+    def sql(self, name: str) -> str:
+        """Return a statement, for the stores of single topics beside this one."""
+        return self._sql[name]
+
     # The life of a run, in its order.
 
     async def run_insert(self, on: Queryable, new: NewRun) -> Inserted:
@@ -139,14 +143,14 @@ class Store:
         )[0]  # fmt: skip
         return Inserted(*row)
 
-    async def runs_insert(self, on: Queryable, new: Sequence[NewRun]) -> list[UUID | None]:
-        """Insert many; None where another run holds the idempotency key."""
+    async def runs_insert(self, on: Queryable, new: Sequence[NewRun]) -> list[tuple[UUID | None, bool]]:
+        """Insert many; or name the run that holds the idempotency key (then the second value is True), None if it is one of these."""
         columns = (
             "run_id", "kind", "payload", "project_id", "priority", "run_at", "max_attempts", "timeout", "expires_at",
             "idempotency_key", "is_shadow", "headers", "concurrency_key",
         )  # fmt: skip
         rows = await on.fetch(self._sql["runs_insert"], *([getattr(n, c) for n in new] for c in columns))
-        return [row["run_id"] for row in rows]
+        return [(row["run_id"], row["existing"]) for row in rows]
 
     async def lanes(self, on: Queryable, served: Served) -> list[Row]:
         """Look from the beginning: the lanes that have a pending run, and when the next run of each is due."""
@@ -259,10 +263,15 @@ class Store:
         """Pending or running -> cancelled. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
         return str((await on.fetch(self._sql["run_cancel"], run_id))[0]["state"])
 
-    async def run_retry(self, on: Queryable, run_id: UUID) -> UUID:
-        """Settled -> pending. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError."""
-        retried: UUID = (await on.fetch(self._sql["run_retry"], run_id))[0]["run_id"]
+    async def run_retry(self, on: Queryable, run_id: UUID, from_step: int | None = None, payload: str | None = None) -> UUID:
+        """Settled -> pending, with another payload if one is given. Raises NoDataFoundError, ObjectNotInPrerequisiteStateError, InvalidParameterValueError."""
+        retried: UUID = (await on.fetch(self._sql["run_retry"], run_id, from_step, payload))[0]["run_id"]
         return retried
+
+    async def run_replay(self, on: Queryable, run_id: UUID, payload: str | None = None) -> UUID:
+        """Insert a settled run once more; return the new one's id. Raises as `run_retry` does."""
+        again: UUID = (await on.fetch(self._sql["run_replay"], run_id, payload))[0]["run_id"]
+        return again
 
     async def end_lingering(self, on: Queryable, run_id: UUID, lease_owner: str) -> None:
         """Free the places of a run that was cancelled, now that its handler has ended."""

@@ -8,9 +8,10 @@ locked under the same lease it was rolled back; and once the row is gone it was 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, cast
+from uuid import UUID
 
 import asyncpg
 from asyncpg.transaction import Transaction
@@ -18,6 +19,7 @@ from asyncpg.transaction import Transaction
 from notifyworker.database import IN_TRANSACTION, Connection, DatabaseError, Link, brief, connect_plainly, is_refusal
 from notifyworker.errors import Cancel, Code, Fail, LeaseLost, Snooze
 from notifyworker.execute import Attempt, completed, outcome_of_error
+from notifyworker.journal import inside
 from notifyworker.observe import log
 from notifyworker.pause import Backoff
 from notifyworker.run import Outcome, Run, State
@@ -31,7 +33,7 @@ class Transactions:
     """
     The transactions of one worker's handlers, and the connections for those that bring none of their own.
 
-    `on_settled` is called when a run was settled in its handler's transaction, `on_ended` with the outcome of one whose
+    `before` is awaited with a run's lease before it is settled; `on_settled` is called when a run was settled in its handler's transaction, `on_ended` with the outcome of one whose
     result can't be stored, `on_lost` for a run that is no longer ours.
     """
 
@@ -45,6 +47,7 @@ class Transactions:
         connections: int,
         unknown_s: float,
         max_result_bytes: Callable[[], int],
+        before: Callable[[Sequence[tuple[UUID, int]]], Awaitable[None]],
         progress: Callable[[Run], str | None],
         on_settled: Callable[[Sequence[Outcome]], None],
         on_ended: Callable[[Attempt, Outcome | None], None],
@@ -57,6 +60,7 @@ class Transactions:
         self._connections = connections
         self._unknown_s = unknown_s
         self._max_result_bytes = max_result_bytes
+        self._before = before
         self._progress = progress
         self._on_settled = on_settled
         self._on_ended = on_ended
@@ -82,43 +86,51 @@ class Transactions:
         if attempt.is_settled:
             message = f"{attempt.run!r} is settled already: there is one transaction() a run"
             raise RuntimeError(message)
-        async with await self._connection(given) as connection:
+        if (step := inside.get(None)) is not None:
+            message = f"transaction() is opened inside of step {step!r}, which it would leave without a record"
+            raise RuntimeError(message)
+        async with await self.connection(given) as connection:
             if connection.is_in_transaction():
                 message = "a transaction is open on this connection already: transaction() begins and ends its own"
                 raise RuntimeError(message)
             transaction = connection.transaction(isolation="read_committed")
             await transaction.start()
             wish: Cancel | Fail | Snooze | None = None
+            attempt.is_in_transaction = True
             try:
                 yield connection
             except (Cancel, Fail, Snooze) as error:
                 wish = error
             except BaseException as error:
-                await _roll_back(connection, transaction)
+                await roll_back(connection, transaction)
                 if isinstance(error, asyncpg.ReadOnlySQLTransactionError):  # to a server that was made a standby
-                    _cut(connection)
+                    cut(connection)
                 raise
+            finally:
+                attempt.is_in_transaction = False
             await self._end(attempt, connection, transaction, wish)
             if wish is not None:
                 raise wish
 
     async def _end(self, attempt: Attempt, connection: Connection, transaction: Transaction, wish: Exception | None) -> None:
         if not connection.is_in_transaction():
-            await _roll_back(connection, transaction)
+            await roll_back(connection, transaction)
             message = "the transaction was ended inside of its block: what it wrote and the run's settle are not one"
             raise RuntimeError(message)
         outcome = self._outcome(attempt, wish)
         if attempt.run.is_shadow:
-            await _roll_back(connection, transaction)
+            await roll_back(connection, transaction)
         elif outcome.error_code == Code.BAD_RESULT:
-            await _roll_back(connection, transaction)
+            await roll_back(connection, transaction)
             attempt.is_settled = True
             self._on_ended(attempt, outcome)
             raise Fail(Code.BAD_RESULT)
         else:
-            await self._unhurried(self._commit(connection, transaction, attempt, outcome))
+            await self._before([(attempt.run.run_id, attempt.run.lease_token)])
+            await self.unhurried(self._commit(connection, transaction, attempt, outcome))
 
-    async def _connection(self, given: "Connection | None") -> AbstractAsyncContextManager[Connection]:
+    async def connection(self, given: "Connection | None" = None) -> AbstractAsyncContextManager[Connection]:
+        """Take one of the connections for handlers, for the length of a block; or the handler's own."""
         if given is not None:
             return nullcontext(given)
         async with self._opening:
@@ -143,7 +155,7 @@ class Transactions:
         outcome.progress = self._progress(attempt.run)
         return outcome
 
-    async def _unhurried(self, commit: Coroutine[Any, Any, None]) -> None:
+    async def unhurried(self, commit: Coroutine[Any, Any, None]) -> None:
         """Let a commit end, also when the handler is cancelled meanwhile: what became of it must be known."""
         task = asyncio.get_running_loop().create_task(commit, name="notifyworker commit")
         self._committing.add(task)
@@ -164,9 +176,9 @@ class Transactions:
                 await transaction.commit()
         except DatabaseError as error:
             if is_refusal(error):
-                await _roll_back(connection, transaction)
+                await roll_back(connection, transaction)
                 raise
-            _cut(connection)
+            cut(connection)
             log.warning("commit_unknown", run_id=str(attempt.run.run_id), kind=attempt.run.kind, error=brief(error))
             if not await self._was_committed(attempt, outcome):
                 raise
@@ -188,7 +200,7 @@ class Transactions:
         await connection.execute(IN_TRANSACTION)
         while not await self._settled(connection, outcome):
             if not await self._store.held(connection, self._lease_owner, lease):
-                await _roll_back(connection, transaction)
+                await roll_back(connection, transaction)
                 self._on_lost(attempt)
                 raise LeaseLost(run.run_id, during="transaction")
             await asyncio.sleep(backoff.next_s())
@@ -222,17 +234,18 @@ class Transactions:
         raise LeaseLost(run.run_id, during="transaction")
 
 
-async def _roll_back(connection: Connection, transaction: Transaction) -> None:
+async def roll_back(connection: Connection, transaction: Transaction) -> None:
     """At once, or not at all: a connection that does not answer is cut, which comes to the same."""
     try:
         async with asyncio.timeout(CANCEL_S):
             await transaction.rollback()
     except BaseException as error:
-        _cut(connection)
+        cut(connection)
         if not isinstance(error, DatabaseError):
             raise
 
 
-def _cut(connection: Connection) -> None:
+def cut(connection: Connection) -> None:
+    """End a connection whose state nobody knows."""
     with contextlib.suppress(asyncpg.InterfaceError):  # the pool has taken it back already: it was cut before
         connection.terminate()

@@ -13,10 +13,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
+from notifyworker.batch import Batches
 from notifyworker.cancel import Cancels
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
@@ -32,10 +34,13 @@ from notifyworker.processes import Processes, processors
 from notifyworker.progress import Progress
 from notifyworker.reap import Reaper
 from notifyworker.run import Outcome, Run, State
+from notifyworker.run_log import RunLogs, secrets_of
+from notifyworker.run_log_store import RunLogStore
 from notifyworker.schedule import Scheduler
 from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
+from notifyworker.steps import Steps
 from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Served, Store
 from notifyworker.trace import processing, tracer
 from notifyworker.transaction import Transactions
@@ -102,6 +107,8 @@ class Conductor:
             on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
             on_stuck=lambda attempt: self.metrics.ignored.labels(attempt.run.kind).inc(),
         )  # fmt: skip
+        self.batches = Batches(self._threads, lambda: self.slots.running + self.slots.lingering < settings.concurrency)
+        self.batches.warn(self._handlers, settings.concurrency)
         self.metrics.stuck.set_function(lambda: self.slots.stuck)
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
@@ -110,11 +117,20 @@ class Conductor:
             self.store, self._links["settle"], self.lease_owner, self.metrics, on_settled=self._settled, on_refused=self._refused
         )
         self.places = LingeringPlaces(self.store, self._side_link, self.lease_owner)
+        self.logs = RunLogs(
+            RunLogStore(self.store), self._links["settle"], self.lease_owner, settings.run_log_lines,
+            settings.heartbeat_interval_s, secrets_of(settings),
+        )  # fmt: skip
+        self.settler.before = self.logs.finish
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
             progress=lambda run: self.progress.unwritten(run),  # noqa: PLW0108 - made below
-            on_settled=self._settled, on_ended=self._ended, on_lost=self._lost_in_transaction,
+            before=self.logs.finish, on_settled=self._settled, on_ended=self._ended, on_lost=partial(self._lost_inside, "transaction"),
+        )  # fmt: skip
+        self.steps = Steps(
+            self.store, self._side_link, self.lease_owner, threads=self._threads, transactions=self.transactions,
+            unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes, on_lost=partial(self._lost_inside, "step"),
         )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
@@ -168,6 +184,7 @@ class Conductor:
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
+            ("run logs", self.logs.run()),
             ("places", self.places.run()), ("cancels", self.cancels.run()), ("progress", self.progress.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip
@@ -195,6 +212,7 @@ class Conductor:
         """Take no new run from now on."""
         self._stopping = True
         self.claims.stop()
+        self.batches.hurry()
         for run in self.slots.take_waiting():
             self._give_back(run)
 
@@ -240,7 +258,9 @@ class Conductor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.steps.close()
         await self.slots.close()
+        await self.batches.close()
         self._processes.close()
         self._threads.shutdown(wait=not self.lingering, cancel_futures=True)
         if not self.failed.cancel() and not self.failed.cancelled():
@@ -301,7 +321,7 @@ class Conductor:
     def _execute(self, attempt: Attempt) -> Coroutine[Any, Any, Outcome | None]:
         executing = execute(
             attempt, threads=self._threads, processes=self._processes, worker=self.lease_owner,
-            max_result_bytes=self._max_result_bytes, on_begun=self.slots.restart_timer, on_pause=self._pause,
+            max_result_bytes=self._max_result_bytes, on_begun=self.slots.restart_timer, on_pause=self._pause, join=self.batches.join,
         )  # fmt: skip
         return executing if self._tracer is None else processing(self._tracer, attempt.run, executing)
 
@@ -334,7 +354,7 @@ class Conductor:
         if attempt.ended_at:
             self.metrics.execution.observe(attempt.run.kind, attempt.ended_at - attempt.began_at)
         if outcome is None:
-            self.keeper.drop(attempt.run.run_id, attempt.run.lease_token)
+            self._drop(attempt.run)
             return
         outcome.progress = self.progress.ended(attempt.run)
         if outcome.error is not None and outcome.to is not State.CANCELLED:
@@ -347,6 +367,7 @@ class Conductor:
         for outcome in outcomes:
             self.keeper.drop(outcome.run_id, outcome.lease_token)
             self.places.settled(outcome.run_id, outcome.lease_token)
+        self.logs.forget(outcomes)
         for (kind, to), count in Counter((outcome.kind, outcome.to) for outcome in outcomes).items():
             self.metrics.finished.labels(kind, str(to)).inc(count)
         if is_debug():
@@ -358,8 +379,13 @@ class Conductor:
         if self.claims.more or self.claims.has_limits or any(outcome.to is State.PENDING for outcome in outcomes):
             self.claims.wake.set()
 
+    def _drop(self, held: Outcome | Run) -> None:
+        """Nothing is executed under this lease any more, and its outcome is written or lost."""
+        self.keeper.drop(held.run_id, held.lease_token)
+        self.logs.forget([held])
+
     def _refused(self, outcome: Outcome) -> None:
-        self.keeper.drop(outcome.run_id, outcome.lease_token)
+        self._drop(outcome)
         self.places.refused(outcome.run_id, outcome.lease_token)
         self.metrics.refused.inc()
         log.warning(
@@ -383,9 +409,9 @@ class Conductor:
                 # After a lapse nobody may have taken it yet: then the release is accepted, else it is refused.
                 self.slots.end(attempt, "stopping" if why == "lapse" else "lost")
 
-    def _lost_in_transaction(self, attempt: Attempt) -> None:
+    def _lost_inside(self, what: str, attempt: Attempt) -> None:
         attempt.is_committing = False
-        self._lost({attempt.run.run_id: attempt.run.lease_token}, "transaction")
+        self._lost({attempt.run.run_id: attempt.run.lease_token}, what)
 
     def _tell_lost(self, run: Run, why: str) -> None:
         self.metrics.lost.inc()
@@ -409,14 +435,22 @@ class Conductor:
 
     def transaction(self, run: Run, connection: "Connection | None") -> AbstractAsyncContextManager[Connection]:
         """Begin a transaction that settles the run. Raises LeaseLost."""
+        return self.transactions.open(self._attempt_of(run, "transaction"), connection)
+
+    async def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Any:
+        """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
+        return await self.steps.execute(self._attempt_of(run, "step"), name, call, in_transaction=in_transaction)
+
+    def _attempt_of(self, run: Run, during: str) -> Attempt:
         attempt = self.slots.get(run.run_id)
         if attempt is None or attempt.run is not run:
-            raise LeaseLost(run.run_id, during="transaction")
-        return self.transactions.open(attempt, connection)
+            raise LeaseLost(run.run_id, during=during)
+        return attempt
 
     def logger(self, run: Run) -> Any:
         """Return a logger bound to the run."""
-        return log.bind(run_id=str(run.run_id), kind=run.kind, attempt=run.attempt, project_id=run.project_id)
+        bound = log.bind(run_id=str(run.run_id), kind=run.kind, attempt=run.attempt, project_id=run.project_id)
+        return self.logs.keeping(run, bound)
 
     def publish_to(self, sink: Callable[[dict[str, object]], None] | None) -> None:
         """Call `sink` with every change of state that this worker makes."""

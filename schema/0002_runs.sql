@@ -29,6 +29,7 @@ CREATE TABLE {schema}.runs (
     headers          jsonb       NOT NULL DEFAULT '{}',
     errors           jsonb       NOT NULL DEFAULT '[]',
     progress         jsonb,
+    replay_of        uuid,  -- the settled run that this one repeats; last, where a null costs nothing
 
     CONSTRAINT runs_pkey PRIMARY KEY (run_id),
     CONSTRAINT kind_has_1_to_200_characters CHECK (char_length(kind) BETWEEN 1 AND 200),

@@ -15,6 +15,7 @@ DECLARE
         WHEN NEW.progress IS NOT NULL THEN 'progress'
         WHEN NEW.errors <> '[]' THEN 'errors'
         WHEN NEW.shadow_by IS NOT NULL THEN 'shadow_by'
+        WHEN NEW.replay_of IS NOT NULL THEN 'replay_of'
         WHEN NEW.waits_for IS NOT NULL THEN 'waits_for'
         WHEN NEW.is_limited THEN 'is_limited'
     END;
@@ -39,7 +40,7 @@ BEGIN
         CREATE OR REPLACE TRIGGER guard BEFORE INSERT ON {schema}.runs FOR EACH ROW WHEN (
             NEW.state <> 'pending' OR NEW.attempt <> 0 OR NEW.lease_token <> 0 OR NEW.lease_owner IS NOT NULL
             OR NEW.lease_expires_at IS NOT NULL OR NEW.started_at IS NOT NULL OR NEW.created_at <> now()
-            OR NEW.progress IS NOT NULL OR NEW.errors <> '[]' OR NEW.shadow_by IS NOT NULL
+            OR NEW.progress IS NOT NULL OR NEW.errors <> '[]' OR NEW.shadow_by IS NOT NULL OR NEW.replay_of IS NOT NULL
             OR NEW.waits_for IS NOT NULL OR NEW.is_limited OR octet_length(NEW.payload::text) > %s)
         EXECUTE FUNCTION {schema}.refuse()$trigger$,
         (SELECT (value #>> '{}')::numeric::bigint FROM {schema}.settings WHERE name = 'max_payload_bytes'));

@@ -92,10 +92,10 @@ BEGIN
     WITH gone AS (
         DELETE FROM {schema}.runs AS r WHERE r.run_id = cancel.run_id AND {schema}.caller_sees(r.project_id) RETURNING *
     ), moved AS (
-        INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+        INSERT INTO {schema}.run_history (run_id, replay_of, run_at, created_at, expires_at, started_at, lease_token, timeout,
             priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,
             concurrency_key, payload, headers, errors, progress)
-        SELECT run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+        SELECT run_id, replay_of, run_at, created_at, expires_at, started_at, lease_token, timeout,
             priority, max_attempts, attempt, is_shadow, 'cancelled', kind, project_id, shadow_by, idempotency_key,
             concurrency_key, payload, headers, errors, progress
           FROM gone
@@ -125,12 +125,15 @@ BEGIN
 END $$;
 
 -- A settled run goes back to pending under the same id. The lease token is carried along, so that no worker of an
--- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands.
-CREATE FUNCTION {schema}.retry(run_id uuid) RETURNS uuid
+-- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands. Its steps (0017) are executed
+-- again as well; with from_step only those from this position on, and one more than are recorded keeps all.
+-- With a payload that one takes the place of the old.
+CREATE FUNCTION {schema}.retry(run_id uuid, from_step integer DEFAULT NULL, payload jsonb DEFAULT NULL) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    old {schema}.run_history;
+    old   {schema}.run_history;
+    steps integer;
 BEGIN
     IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = retry.run_id AND {schema}.caller_sees(r.project_id)) THEN
         RAISE EXCEPTION 'run % is live', retry.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -146,11 +149,23 @@ BEGIN
     END IF;
     INSERT INTO {schema}.runs (run_id, project_id, kind, payload, priority, max_attempts, timeout, expires_at,
         idempotency_key, concurrency_key, is_shadow, headers)
-    VALUES (old.run_id, old.project_id, old.kind, old.payload, old.priority, old.max_attempts, old.timeout,
-        CASE WHEN old.expires_at > now() THEN old.expires_at END, old.idempotency_key, old.concurrency_key,
+    VALUES (old.run_id, old.project_id, old.kind, coalesce(retry.payload, old.payload), old.priority, old.max_attempts,
+        old.timeout, CASE WHEN old.expires_at > now() THEN old.expires_at END, old.idempotency_key, old.concurrency_key,
         old.is_shadow AND old.shadow_by IS DISTINCT FROM 'worker', old.headers);
-    UPDATE {schema}.runs AS r SET created_at = old.created_at, lease_token = old.lease_token, errors = old.errors
+    UPDATE {schema}.runs AS r
+       SET created_at = old.created_at, lease_token = old.lease_token, errors = old.errors, replay_of = old.replay_of
      WHERE r.run_id = old.run_id;
+    IF from_step IS NOT NULL THEN
+        SELECT coalesce(max(s.position), 0) INTO steps FROM {schema}.steps AS s
+         WHERE s.run_id = old.run_id AND s.run_created_at = old.created_at AND s.error IS NULL;
+        IF from_step < 1 OR from_step > steps + 1 THEN
+            RAISE EXCEPTION 'from_step must be between 1 and %, not %', steps + 1, from_step
+                USING ERRCODE = 'invalid_parameter_value', COLUMN = 'from_step',
+                      HINT = format('%s of its steps are recorded; one more than that keeps them all.', steps);
+        END IF;
+    END IF;
+    DELETE FROM {schema}.steps AS s
+     WHERE s.run_id = old.run_id AND s.run_created_at = old.created_at AND s.position >= coalesce(from_step, 1);
     RETURN old.run_id;
 EXCEPTION
     WHEN unique_violation THEN
@@ -158,7 +173,34 @@ EXCEPTION
             USING ERRCODE = 'object_not_in_prerequisite_state';
 END $$;
 
--- Deletes a settled run for good.
+-- A settled run once more, as a run of its own: a new id, and none of the idempotency key, which is the first one's. What
+-- is replayed stays as it is.
+CREATE FUNCTION {schema}.replay(run_id uuid, payload jsonb DEFAULT NULL) RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    again uuid := {schema}.uuid7();
+BEGIN
+    IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = replay.run_id AND {schema}.caller_sees(r.project_id)) THEN
+        RAISE EXCEPTION 'run % is live', replay.run_id USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Only a settled run can be replayed.';
+    END IF;
+    INSERT INTO {schema}.runs (run_id, project_id, kind, payload, priority, max_attempts, timeout, expires_at,
+        concurrency_key, is_shadow, headers)
+    SELECT again, h.project_id, h.kind, coalesce(replay.payload, h.payload), h.priority, h.max_attempts, h.timeout,
+           CASE WHEN h.expires_at > now() THEN h.expires_at END, h.concurrency_key,
+           h.is_shadow AND h.shadow_by IS DISTINCT FROM 'worker', h.headers
+      FROM {schema}.run_history AS h
+     WHERE h.run_id = replay.run_id AND {schema}.caller_sees(h.project_id)
+     ORDER BY h.finished_at DESC LIMIT 1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'no run has the id %', replay.run_id USING ERRCODE = 'no_data_found';
+    END IF;
+    UPDATE {schema}.runs AS r SET replay_of = replay.run_id WHERE r.run_id = again;
+    RETURN again;
+END $$;
+
+-- Deletes a settled run for good, with all that is kept of it.
 CREATE FUNCTION {schema}.forget(run_id uuid) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -171,6 +213,10 @@ BEGIN
         DELETE FROM {schema}.idempotency_keys AS k USING gone
          WHERE k.project_id = gone.project_id AND k.kind = gone.kind AND k.idempotency_key = gone.idempotency_key
            AND k.run_id = gone.run_id AND k.expires_at IS NOT NULL
+    ), of_steps AS (
+        DELETE FROM {schema}.steps AS s USING gone WHERE s.run_id = gone.run_id AND s.run_created_at = gone.created_at
+    ), of_log AS (
+        DELETE FROM {schema}.run_logs AS l USING gone WHERE l.run_id = gone.run_id AND l.run_created_at = gone.created_at
     )
     SELECT EXISTS (SELECT FROM gone) INTO was_there;
     IF was_there THEN

@@ -61,7 +61,7 @@ BEGIN
     END IF;
     FOREACH relation IN ARRAY ARRAY['{schema}.runs', '{schema}.run_history', '{schema}.reaps', '{schema}.idempotency_keys',
         '{schema}.schedules', '{schema}.limits', '{schema}.places', '{schema}.rates', '{schema}.shares',
-        '{schema}.debounces']::regclass[] LOOP
+        '{schema}.debounces', '{schema}.steps', '{schema}.run_logs']::regclass[] LOOP
         EXECUTE format('DROP POLICY IF EXISTS own_projects ON %s', relation);
         EXECUTE format('DROP POLICY IF EXISTS workers ON %s', relation);
         IF wanted THEN
@@ -76,6 +76,7 @@ BEGIN
     FOR relation IN
         SELECT '{schema}.runs'::regclass UNION ALL SELECT '{schema}.reaps'::regclass
         UNION ALL SELECT '{schema}.idempotency_keys'::regclass UNION ALL SELECT '{schema}.schedules'::regclass
+        UNION ALL SELECT '{schema}.steps'::regclass UNION ALL SELECT '{schema}.run_logs'::regclass
         UNION ALL SELECT '{schema}.debounces'::regclass
         UNION ALL SELECT '{schema}.limits'::regclass UNION ALL SELECT '{schema}.places'::regclass
         UNION ALL SELECT '{schema}.rates'::regclass UNION ALL SELECT '{schema}.shares'::regclass

@@ -23,10 +23,10 @@ BEGIN
         DELETE FROM {schema}.places AS p
          WHERE p.run_id = (SELECT g.run_id FROM gone AS g WHERE g.is_limited) AND NOT p.lingers
     ), moved AS (
-        INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+        INSERT INTO {schema}.run_history (run_id, replay_of, run_at, created_at, expires_at, started_at, lease_token, timeout,
             priority, max_attempts, attempt, is_shadow, state, kind, project_id, settled_by, shadow_by, idempotency_key,
             concurrency_key, payload, headers, errors, progress, result)
-        SELECT run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+        SELECT run_id, replay_of, run_at, created_at, expires_at, started_at, lease_token, timeout,
             priority, max_attempts, attempt, is_shadow, 'completed', kind, project_id, lease_owner, shadow_by, idempotency_key,
             concurrency_key, payload, headers, errors, progress, complete.result
           FROM gone

@@ -44,6 +44,13 @@ def spin(run: Run, payload: dict[str, Any]) -> str:
     return "cancelled"
 
 
+def nap(run: Run, payload: dict[str, Any]) -> None:
+    """Waits until it is cancelled."""
+    Path(payload["begun"]).touch()
+    if run.cancelled_within(60):
+        Path(payload["saw"]).touch()
+
+
 def hang(run: Run, payload: dict[str, Any]) -> None:
     """One C call that holds the GIL of its process and hears nothing, and a program that it has started."""
     started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

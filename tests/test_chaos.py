@@ -71,10 +71,15 @@ LOST = {
     "never settled": judged(settles=[]),
     "never settled and live": judged(settles=[], live={"r"}),
     "an effect beside its settle is missing": judged(settles=[replace(SETTLES[0], kind="exact")], effects=[]),
+    "a step's effect is missing": judged(settles=[replace(SETTLES[0], kind="stepped")], effects=[]),
     "unheard of, there and never settled": judged(changed("ok", 1, lambda _e: None), settles=[]),
 }
 DOUBLE = {
     "an effect beside its settle twice": judged(effects=[("r", 2), ("r", 2)]),
+    "a recorded step is called again": judged(
+        [*ENTRIES, Entry("recorded", 2.5, 7, {"run": "r", "token": 1}), Entry("step", 4.5, 8, {"run": "r", "token": 2})]
+    ),
+    "a step's effect twice": judged(settles=[replace(SETTLES[0], kind="stepped")], effects=[("r", 1), ("r", 2)]),
     "settled twice": judged(settles=[*SETTLES, *SETTLES]),
     "one token given twice": judged(leases=[*LEASES, replace(LEASES[1], owner="host:9:cc")]),
     "started twice under a lease": judged([*ENTRIES, replace(ENTRIES[4], at=4.5)]),

@@ -421,6 +421,22 @@ async def test_sigterm_drains(tmp_path: Path, dsn: str, connection: asyncpg.Conn
     assert await state_of(connection, run_id) == "completed"
 
 
+async def test_nobody_reads_its_log(tmp_path: Path, dsn: str, connection: asyncpg.Connection) -> None:
+    """As with `| tee`, which Ctrl-C ends as well: the worker works on, and hears the signal."""
+    async with running(tmp_path, dsn) as worker:
+        assert worker.stderr is not None
+        worker.stderr._transport.close()
+        failing = await _started(connection, "until", {"file": str(tmp_path / "go")})
+        await connection.execute("INSERT INTO notifyworker.runs (kind, max_attempts) VALUES ('until', 1)")  # which is logged
+        await eventually(
+            lambda: connection.fetchval("SELECT count(*) = 1 FROM notifyworker.run_history WHERE state = 'failed'"), 30
+        )
+        (tmp_path / "go").touch()
+        await eventually(lambda: _is(connection, failing, "completed"), 30)
+        worker.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(worker.wait(), 30) == 0
+
+
 async def test_drain_deadline(tmp_path: Path, dsn: str, connection: asyncpg.Connection) -> None:
     async with running(tmp_path, dsn, "--drain-timeout-s", "0.2") as worker:
         run_id = await _started(connection, "sleep", {"s": 60})
@@ -645,7 +661,7 @@ async def test_prune(dsn: str, connection: asyncpg.Connection) -> None:
     finally:
         await other.close()
     assert (await call("prune", env=env)).out == "dropped 1 day of settled runs\n"
-    assert (await call("prune", "--json", env=env)).json() == {"dropped": 0}
+    assert (await call("prune", "--json", env=env)).json() == {"dropped": 0, "deleted": 0, "dry_run": False}
 
 
 # enqueue, runs, status.

@@ -216,6 +216,19 @@ async def test_a_turn_that_a_shadow_worker_takes_goes_to_the_next_as_well(connec
     assert await claim(connection, "b") == [second]
 
 
+async def test_who_waits_unseen_by_a_settle_of_an_older_snapshot_is_found_by_the_net(connection, other):
+    """At REPEATABLE READ and above, in a transaction of the handler's own, a settle can't see who has begun to wait since."""
+    await insert(connection, key="x")
+    (held,) = await claim(connection, "a")
+    async with other.transaction(isolation="repeatable_read"):
+        await other.fetch("SELECT count(*) FROM notifyworker.runs")
+        (behind,) = await insert(connection, key="x")
+        assert await claim(connection, "a") == []
+        assert await settle(other, held) == 1
+    await connection.execute("SELECT notifyworker.mend_limits()")
+    assert await claim(connection, "a") == [behind]
+
+
 async def test_a_limit_that_is_lifted_lets_all_go_on_who_may(connection):
     await insert(connection, "b", key="x", number=5)
     assert len(await claim(connection, "b")) == 1

@@ -92,18 +92,34 @@ async def url(make_worker, connection) -> Any:
         held_id = await insert(connection, "held")
         await eventually(lambda: _is_running(connection, held_id))
         yield worker.url
-        await connection.execute("SELECT notifyworker.cancel($1)", held_id)
+        await connection.execute("SELECT notifyworker.cancel(run_id) FROM notifyworker.runs WHERE run_id = $1", held_id)
 
 
 async def _is_running(connection: Any, run_id: uuid.UUID) -> bool:
     return await connection.fetchval("SELECT state = 'running' FROM notifyworker.runs WHERE run_id = $1", run_id)
 
 
-#: NUL, depth and surrogates in a payload, years beyond 9999, a time that is over, a pause of nothing in particular, a limit of nothing, and cron that can't be read are
-#: refused though JSON schema can't say so.
+#: NUL, depth and surrogates in a payload, years beyond 9999, a time that is over, a pause of nothing in particular, a limit of nothing, a
+#: step that is not recorded, and cron that can't be read are refused though JSON schema can't say so.
 NOT_SAID = {
     name: [checks.positive_data_acceptance]
-    for name in ("insert_run", "login", "pause", "resume", "put_schedule", "set_limit", "remove_limit", "act", "asset")
+    for name in (
+        "insert_run",
+        "login",
+        "pause",
+        "resume",
+        "put_schedule",
+        "set_limit",
+        "remove_limit",
+        "retry_run",
+        "replay_run",
+        "cancel_many",
+        "retry_many",
+        "set_retention",
+        "list_failed",
+        "act",
+        "asset",
+    )
 }
 
 

@@ -18,7 +18,7 @@ from test_pauses import _Session
 
 from notifyworker import Client, Run, Worker
 from notifyworker.errors import InvalidRun
-from notifyworker.lanes import EPOCH, SLACK, Lane
+from notifyworker.lanes import EPOCH, SLACK, Batch, Lane
 from notifyworker.store import Served, Store
 
 PAGE = Path(__file__).parents[1] / "docs" / "keys.md"
@@ -60,7 +60,9 @@ async def claim(db: asyncpg.Connection, lease_s: float = 60) -> list[Run]:
 async def claimed(db: asyncpg.Connection, lease_s: float = 60) -> list[Run]:
     served = Served({"a": 3}, {"a": None}, None)
     lanes = [Lane("a", "default", 0, EPOCH)]
-    return await STORE.claim(db, served, lanes, SLACK, limit=10, lease_owner="w", lease_s=lease_s, enforce_shadow=False)
+    return await STORE.claim(
+        db, served, Batch(lanes, [10]), SLACK, limit=10, lease_owner="w", lease_s=lease_s, enforce_shadow=False
+    )
 
 
 async def test_a_later_call_replaces_what_a_pending_run_has(db):
@@ -78,6 +80,21 @@ async def test_a_later_call_replaces_what_a_pending_run_has(db):
     assert (run["attempt"], run["errors"], run["progress"], run["is_shadow"]) == (0, "[{}]", None, True)
     assert HOUR < run["left"] <= 2 * HOUR
     assert run["idempotency_key"] == "k"
+
+
+async def test_a_run_that_waits_for_its_key_is_put_off_and_gives_its_turn_on(db):
+    """The one that has its turn for a concurrency key is put off to another key: the next one who waits gets the turn."""
+    enqueue = """SELECT notifyworker.enqueue('a', idempotency_key => $1, concurrency_key => $2, debounce => '1 hour')"""
+    first, second = await db.fetchval(enqueue, "1", "c"), await db.fetchval(enqueue, "2", "c")
+    await db.execute("UPDATE notifyworker.runs SET waits_for = 'key' WHERE run_id = $1", second)
+
+    assert await db.fetchval(enqueue, "1", "another") == first
+
+    waits = "SELECT waits_for IS NULL FROM notifyworker.runs WHERE run_id = $1"
+    assert await db.fetchval(waits, second)
+    await db.execute("UPDATE notifyworker.runs SET waits_for = 'key' WHERE run_id = $1", second)
+    assert await db.fetchval(enqueue, "2", None) == second
+    assert await db.fetchval(waits, second)
 
 
 async def test_calls_without_end_put_a_run_off_only_so_far(db):

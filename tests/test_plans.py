@@ -15,7 +15,9 @@ import pytest
 
 from notifyworker.database import Connection, connect
 from notifyworker.lanes import SLACK, Batch, Lane
-from notifyworker.run import Outcome, State
+from notifyworker.run import Outcome, Run, State
+from notifyworker.run_log_store import NewLog, RunLogStore
+from notifyworker.step_store import NewStep, StepStore
 from notifyworker.store import Served, Store
 
 BACKLOG = 20_000
@@ -86,6 +88,7 @@ async def test_each_statement_of_a_runs_life_reads_its_own_rows_alone(owner, ses
     held = await _claimed(on, store)
     assert await store.heartbeat(on, OWNER, 60, held) == held.keys()
     assert await store.held(on, OWNER, held) == held.keys()
+    await _steps_and_logs(on, store, held)
     back, done, dead = ({run_id: held[run_id] for run_id in list(held)[place::3]} for place in range(3))
     assert await store.give_back(on, OWNER, _outcomes(back, State.PENDING)) == back.keys()
     assert await store.settle(on, OWNER, _outcomes(done, State.COMPLETED)) == len(done)
@@ -97,6 +100,20 @@ async def test_each_statement_of_a_runs_life_reads_its_own_rows_alone(owner, ses
 
     # Each reads a run at most four times: to find it, to lock it, to write it, and its old version.
     assert max(on.rows_read) <= 4 * 5 * OURS, on.rows_read
+
+
+async def _steps_and_logs(on: Explained, store: Store, held: dict[UUID, int]) -> None:
+    steps, logs = StepStore(store), RunLogStore(store)
+    new = [NewStep(run_id, token, position, f"{position}", 0.1, "1") for run_id, token in held.items() for position in (1, 2)]
+    assert await steps.steps_put(on, OWNER, new) == {(step.run_id, step.position) for step in new}
+    run = Run(*next(iter(held.items())))
+    assert len(await steps.steps_load(on, run, OWNER) or ()) == 2
+    assert (await steps.step_result(on, run, OWNER, 2))[0]["result"] == "1"
+    lines = [NewLog(run_id, token, "[1]", 1, 0, is_whole=False) for run_id, token in held.items()]
+    await logs.run_logs_put(on, OWNER, lines, keep=200)
+    created_at = await on.fetch("SELECT created_at FROM notifyworker.runs WHERE run_id = $1", run.run_id)
+    assert len(await logs.run_logs_list(on, run.run_id, created_at[0]["created_at"])) == 1
+    assert (await steps.steps_forget(on, limit=5), await logs.run_logs_forget(on, limit=5)) == (0, 0)
 
 
 async def _claimed(on: Explained, store: Store) -> dict[UUID, int]:

@@ -94,9 +94,10 @@ async def test_progress_and_logs_come_over(make_worker, connection):
     assert (line["log_level"], line["percent"], line["run_id"]) == ("warning", 50, str(run["run_id"]))
 
 
-async def test_a_cancel_is_heard_by_a_handler_that_computes(make_worker, connection, tmp_path):
+@pytest.mark.parametrize("handler", [process_app.spin, process_app.nap])
+async def test_a_cancel_is_heard_by_a_handler_that_computes_or_waits(make_worker, connection, tmp_path, handler):
     worker = make_worker()
-    worker.handler("spin", executor="process")(process_app.spin)
+    worker.handler("spin", executor="process")(handler)
     payload = {"begun": str(tmp_path / "begun"), "saw": str(tmp_path / "saw")}
     async with worker:
         run_id = await insert(connection, "spin", json.dumps(payload))
@@ -412,6 +413,6 @@ def db_page(dsn, tmp_path, monkeypatch):
 
 def test_the_events_that_the_page_names_are_there():
     code = "".join(file.read_text() for file in (Path(__file__).parents[1] / "notifyworker").rglob("*.py"))
-    told = {"event_loop_stalled", "interpreter_stood_still", "thread_goes_on"}
+    told = {"event_loop_stalled", "interpreter_stood_still", "handler_ignores_cancellation"}
     assert told <= set(re.findall(r"`(\w+)`", PAGE))
     assert told <= set(re.findall(r"log\.\w+\(\s*\"(\w+)\"", code))

@@ -23,7 +23,7 @@ from notifyworker.store import Store
 ROLES = ("producer", "operator", "observer")
 HIDDEN = "hidden-of-b"
 STATEMENTS = ("claim", "lanes", "ready_since", "heartbeat", "held", "progress", "lock", "settle", "settled",
-              "give_back", "reap", "expire", "orphans", "keys_forget", "absent_holders")  # fmt: skip
+              "give_back", "reap", "expire", "orphans", "keys_forget", "absent_holders", "steps_put", "steps_load", "step_result", "run_logs_put")  # fmt: skip
 
 
 @dataclass
@@ -99,6 +99,14 @@ async def test_a_bound_role_reads_its_own_project_alone(any_house):
     await any_house.owner.execute("""INSERT INTO notifyworker.reaps (run_id, kind, project_id, attempt, taken_from, taken_by, reason, became)
         SELECT run_id, kind, project_id, 1, 'x', 'y', 'presumed_dead', 'pending' FROM notifyworker.runs""")
     assert await projects(any_house.a, "reaps") == {"a"}
+    await any_house.owner.execute("""
+        INSERT INTO notifyworker.steps (run_id, run_created_at, started_at, finished_at, lease_token, position, attempt, is_shadow, project_id, name)
+        SELECT run_id, created_at, now(), now(), 1, 1, 1, false, project_id, 's' FROM notifyworker.all_runs;
+        INSERT INTO notifyworker.run_logs (run_id, run_created_at, lease_token, line_count, cut, attempt, is_whole, project_id, lines)
+        SELECT run_id, created_at, 1, 1, 0, 1, true, project_id, '[1]' FROM notifyworker.all_runs""")
+    for table in ("steps", "run_logs"):
+        assert await projects(any_house.owner, table) == {"a", "b"}
+        assert await projects(any_house.a, table) == {"a"}
 
 
 async def test_a_bound_role_inserts_for_its_own_project_alone(house):

@@ -128,6 +128,16 @@ async def test_complete_is_fenced_and_bounded(any_dsn):
     await db.close()
 
 
+async def test_complete_frees_the_runs_concurrency_key(page, connection):
+    async with page.worker:
+        enqueue = """SELECT notifyworker.enqueue('order.book.psycopg', jsonb_build_object('number', $1::integer),
+                                                 concurrency_key => 'one at a time')"""
+        for n in (7, 8):
+            await connection.fetchval(enqueue, n)
+        await eventually(lambda: _are(connection, [7, 8]))
+        await eventually(lambda: connection.fetchval("SELECT count(*) = 0 FROM notifyworker.places"))
+
+
 async def test_a_commit_without_an_answer_is_done_once(page, connection, make_worker):
     """The handler does not know: it raises, and the worker finds its run settled."""
     worker: Worker = make_worker()

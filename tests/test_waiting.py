@@ -15,7 +15,7 @@ from test_transaction import proxy  # noqa: F401 - a fixture
 
 from notifyworker import Client, Run, Worker, waiting
 from notifyworker.errors import RunNotFound, WaitTimeout
-from notifyworker.lanes import EPOCH, SLACK, Lane
+from notifyworker.lanes import EPOCH, SLACK, Batch, Lane
 from notifyworker.store import Served, Store
 
 WAITERS = "SELECT count(*) FROM notifyworker.waiters"
@@ -53,7 +53,7 @@ async def _claimed(db: asyncpg.Connection, lease_s: float) -> Run:
     served = Served({"a": 1}, {"a": None}, None)
     lanes = [Lane("a", "default", 0, EPOCH)]
     (run,) = await Store("notifyworker").claim(
-        db, served, lanes, SLACK, limit=1, lease_owner="w", lease_s=lease_s, enforce_shadow=False
+        db, served, Batch(lanes, [1]), SLACK, limit=1, lease_owner="w", lease_s=lease_s, enforce_shadow=False
     )
     return run
 

@@ -6,21 +6,19 @@ What a command needs is imported when it runs, so that `--version` and `--help` 
 
 import itertools
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from notifyworker.errors import InvalidRun, NotifyWorkerError, SettingsError, StartError
+from notifyworker.mask import SECRETS, masked
 
 DONE, FAILED, WRONG_USE, NOT_STARTED = 0, 1, 2, 3
-
-_SECRETS = re.compile(r"(://[^:/@\s]*:)(?P<url>\S*)@|(password=)(?P<word>[^\s&]+)", re.IGNORECASE)
 
 
 def main(tokens: Sequence[str] | None = None) -> NoReturn:
     """Do what the command line says and exit."""
-    tokens = sys.argv[1:] if tokens is None else tokens
+    tokens = _uncoloured(sys.argv[1:] if tokens is None else tokens)
     if secrets := _secrets_of(tokens):
         from notifyworker.cli.title import conceal
 
@@ -57,11 +55,6 @@ def told(error: NotifyWorkerError) -> int:
     return NOT_STARTED if isinstance(error, StartError) else FAILED
 
 
-def masked(text: str) -> str:
-    """Hide passwords: nothing of ours prints one, but a mistyped command line may be quoted back."""
-    return _SECRETS.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[3]}***", text)
-
-
 def version() -> str:
     """Return the version that is installed."""
     from importlib import metadata
@@ -69,9 +62,18 @@ def version() -> str:
     return metadata.version("notifyworker")
 
 
+def _uncoloured(tokens: Sequence[str]) -> list[str]:
+    """Take `--no-color` out, wherever it stands, and do as NO_COLOR does."""
+    options = list(itertools.takewhile(lambda token: token != "--", tokens))  # noqa: S105 - an end of options
+    if "--no-color" not in options:
+        return list(tokens)
+    os.environ["NO_COLOR"] = "1"
+    return [token for token in options if token != "--no-color"] + list(tokens[len(options) :])  # noqa: S105
+
+
 def _secrets_of(tokens: Sequence[str]) -> list[str]:
     """List what of a command line nobody else may read: passwords in DSNs, and the token."""
-    secrets = [found["url"] or found["word"] for token in tokens for found in _SECRETS.finditer(token)]
+    secrets = [found["url"] or found["word"] for token in tokens for found in SECRETS.finditer(token)]
     secrets += [token.partition("=")[2] for token in tokens if token.startswith("--token=")]
     secrets += [after for token, after in itertools.pairwise(tokens) if token == "--token"]  # noqa: S105 - an option's name
     return [secret for secret in secrets if secret]

@@ -103,8 +103,9 @@ async def _measured(dsn: str, schema: str, *, runs: int, inserts: int, concurren
             await connection.execute(insert, _KIND, runs, timeout=_FILL_S)
         async with worker:
             left = f'SELECT EXISTS (SELECT FROM "{schema}".runs)'  # noqa: S608 - ours
-            with output.busy("draining them"):
-                while await connection.fetchval(left):  # noqa: ASYNC110 - nobody tells when the last one is settled
+            with output.bar("draining them", runs) as done:
+                while await connection.fetchval(left):
+                    done(len(starts))
                     await asyncio.sleep(_LOOK_S)
                 drain_s = time.perf_counter() - starts[0]
             with output.busy(f"inserting {inserts:,} runs, one by one"):

@@ -61,6 +61,7 @@ def healthcheck(
     host: Annotated[str | None, Parameter(help="Where the sidecar listens [default: NOTIFYWORKER_HOST, 127.0.0.1].")] = None,
     port: Annotated[int | None, Parameter(help="Its port [default: NOTIFYWORKER_PORT, 8080].")] = None,
     url: Annotated[str | None, Parameter(help="In place of both: http://host:port/readyz, for instance.")] = None,
+    json: Json = False,
 ) -> int:
     """Ask a worker's sidecar how it is: exit code 0 if it answers that all is well within 3 s, else 1."""
     from http.client import HTTPException
@@ -78,7 +79,10 @@ def healthcheck(
         why = "nobody answers there" if isinstance(error, ConnectionRefusedError) else f"{error or type(error).__name__}"
         message = f"{asked}: {why}"
         raise NotifyWorkerError(message) from None
-    output.line(f"{status} {output.printable(' '.join(text.split()))}")
+    if json:
+        output.document({"url": asked, "status": status, "answer": text})
+    else:
+        output.line(f"{status} {output.printable(' '.join(text.split()))}")
     return DONE if status == 200 else FAILED  # noqa: PLR2004 - HTTP's own number
 
 

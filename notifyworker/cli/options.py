@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 _LEADING = {"allow_leading_hyphen": True}  # a negative number is refused for its value, not for its looks
 
 Json: TypeAlias = Annotated[bool, Parameter(negative="", help="Print one JSON document.")]
+Watch: TypeAlias = Annotated[
+    bool, Parameter(negative="", help="Look again and again, until Ctrl-C; with --json one document a line.")
+]
+INTERVAL_S = 2.0
+Interval: TypeAlias = Annotated[float, Parameter(help="Seconds between two looks [default: 2].", **_LEADING)]
 
 
 @Parameter(name="*", group=Group("Database", sort_key=20))
@@ -96,6 +101,9 @@ class WorkerOptions(DatabaseOptions):
     prefix: Annotated[str | None, Parameter(help="The path below which a proxy shows the page [default: none].")] = None
     tls_cert: Annotated[Path | None, Parameter(help="Its certificate with the chain, a PEM file [default: no TLS].")] = None
     tls_key: Annotated[Path | None, Parameter(help="The certificate's key, a PEM file without a password.")] = None
+    run_log_lines: Annotated[
+        int | None, Parameter(help="Lines of run.log kept with a run; 0: none [default: 200].", **_LEADING)
+    ] = None
     log_format: Annotated[
         Literal["auto", "console", "json"] | None, Parameter(help="Auto: JSON unless on a terminal [default: auto].")
     ] = None

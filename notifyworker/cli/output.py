@@ -8,12 +8,18 @@ shown without control characters, which a terminal would obey.
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_LINE_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,11 @@ class Column:
 def document(value: Any) -> None:
     """Print one JSON document."""
     print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def compact(value: Any) -> None:
+    """Print one JSON document a line, of a command that prints many."""
+    print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def line(text: str) -> None:
@@ -95,15 +106,80 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under headings."""
+
+    columns: Sequence[Column]
+    rows: Iterable[Mapping[str, Any]]
+    title: str | None = None
+    empty: str = "none"
+
+    def cells(self) -> list[list[str]]:
+        """Return all of it as text, but for the headings."""
+        return [[cell(row[column.key]) for column in self.columns] for row in self.rows]
+
+    def nothing(self) -> str:
+        """Return what stands in place of no rows."""
+        return f"{self.title}: {self.empty}" if self.title else self.empty
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Names and values, one a line."""
+
+    values: Mapping[str, Any]
+
+    def lines(self) -> list[str]:
+        """Return them aligned."""
+        width = max(map(len, self.values))
+        return [f"{name.ljust(width)}  {cell(value)}" for name, value in self.values.items()]
+
+
+Block: TypeAlias = Table | Facts
+
+
+def blocks(*shown: Block) -> None:
+    """Print one below the other."""
+    for number, block in enumerate(shown):
+        if number:
+            line("")
+        if isinstance(block, Facts):
+            for text in block.lines():
+                line(text)
+        else:
+            table(block.columns, block.rows, title=block.title, empty=block.empty)
+
+
 def table(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]], *, title: str | None = None, empty: str = "none") -> None:
     """Print rows under headings."""
-    cells = [[cell(row[column.key]) for column in columns] for row in rows]
+    shown = Table(columns, rows, title, empty)
+    cells = shown.cells()
     if not cells:
-        line(f"{title}: {empty}" if title else empty)
+        line(shown.nothing())
     elif sys.stdout.isatty():
-        _rich_table(columns, cells, title)
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        console.print(_rich_table(columns, cells, title, console.width))
     else:
         _text_table(columns, cells, title)
+
+
+def rendered(shown: Sequence[Block], width: int) -> "RenderableType":
+    """Return what rich shows in a screen of this width."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for block in shown:
+        if isinstance(block, Facts):
+            parts.append(Text("\n".join(block.lines()) + "\n"))
+        elif cells := block.cells():
+            parts.append(_rich_table(block.columns, cells, block.title, width))
+        else:
+            parts.append(Text(block.nothing() + "\n"))
+    return Group(*parts)
 
 
 def _text_table(columns: Sequence[Column], cells: list[list[str]], title: str | None) -> None:
@@ -119,21 +195,18 @@ def _text_table(columns: Sequence[Column], cells: list[list[str]], title: str | 
         line("  ".join(shown).rstrip())
 
 
-def _rich_table(columns: Sequence[Column], cells: list[list[str]], title: str | None) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _rich_table(columns: Sequence[Column], cells: list[list[str]], title: str | None, width: int) -> "RenderableType":
+    from rich import box, table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    kept = _fitting(columns, cells, console.width)
+    shown = table.Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    kept = _fitting(columns, cells, width)
     for number in kept:
         column = columns[number]
         shown.add_column(column.heading, justify=column.justify, overflow="fold", no_wrap=column.key == "run_id")
     for row in cells:
-        shown.add_row(*(Text(row[number], style=_STYLES.get(row[number], "")) for number in kept))
-    console.print(shown)
+        shown.add_row(*(Text(row[number], style=STYLES.get(row[number], "")) for number in kept))
+    return shown
 
 
 def _fitting(columns: Sequence[Column], cells: list[list[str]], width: int) -> list[int]:
@@ -145,14 +218,16 @@ def _fitting(columns: Sequence[Column], cells: list[list[str]], width: int) -> l
     return kept
 
 
-_STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "pending": "blue"}
+#: Colours of the terminal's own palette, so that they fit a dark and a light one.
+STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "pending": "blue"}
 
 
 def fields(values: Mapping[str, Any]) -> None:
     """Print names and values, one a line."""
-    width = max(map(len, values))
-    for name, value in values.items():
-        line(f"{name.ljust(width)}  {cell(value)}")
+    blocks(Facts(values))
+
+
+Told: TypeAlias = Callable[[str], None]
 
 
 def busy(what: str) -> AbstractContextManager[Any]:
@@ -162,3 +237,44 @@ def busy(what: str) -> AbstractContextManager[Any]:
     from rich.console import Console
 
     return Console(stderr=True).status(what)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Told]:
+    """Show how something without a known end goes on: on a terminal as it is told, elsewhere a line every 5 s."""
+    if not sys.stderr.isatty():
+        yield _now_and_then(what)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(what)) as status:
+        yield lambda text: status.update(Text(printable(f"{what}: {text}")))
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how much of something is done: on a terminal as a bar, elsewhere a line every 5 s."""
+    if not sys.stderr.isatty():
+        told = _now_and_then(what)
+        yield lambda done: told(f"{done:,} of {total:,}")
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.update(task, completed=done)
+
+
+def _now_and_then(what: str) -> Told:
+    latest = time.monotonic()
+
+    def told(text: str) -> None:
+        nonlocal latest
+        if time.monotonic() - latest >= _LINE_EVERY_S:
+            latest = time.monotonic()
+            say(printable(f"{what}: {text}"))
+
+    return told

@@ -1,13 +1,14 @@
 """The commands that insert, show and steer runs."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
 from cyclopts import Group, Parameter
 
-from notifyworker.cli import output
+from notifyworker.cli import DONE, output
+from notifyworker.cli.filters import NO_FILTER, Wanted
 from notifyworker.cli.options import NO_DATABASE_OPTIONS, DatabaseOptions, Json
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from notifyworker.store import Inserted
 
 _HYPHEN = {"allow_leading_hyphen": True}  # refused for their values, not for their looks
+_LONGEST_WAIT_S = 366 * 86400.0
 _COLUMNS = Group("The run", sort_key=10)
 _LIST = (
     output.Column("run_id", "run_id"),
@@ -28,7 +30,16 @@ _LIST = (
     output.Column("finished", "finished_at", spare=4),
     output.Column("error", "error_code"),
 )
+_STEPS = (
+    output.Column("step", "position", "right"),
+    output.Column("name", "name"),
+    output.Column("attempt", "attempt", "right", spare=2),
+    output.Column("finished", "finished_at", spare=1),
+    output.Column("took", "took", "right", spare=3),
+    output.Column("result", "shown"),
+)
 RunId = Annotated[str, Parameter(name="ID", help="The run's id.")]
+Payload = Annotated[str | None, Parameter(help="JSON in place of its payload; - reads stdin.", **_HYPHEN)]
 
 
 async def enqueue(
@@ -65,10 +76,19 @@ async def enqueue(
     headers: Annotated[
         str | None, Parameter(help="A JSON object: trace context and your own.", group=_COLUMNS, **_HYPHEN)
     ] = None,
+    wait: Annotated[
+        bool, Parameter(negative="", help="Wait until it is settled, and print its result in place of its id.")
+    ] = False,
+    wait_s: Annotated[float | None, Parameter(help="Wait no longer than that, in seconds.", **_HYPHEN)] = None,
     json: Json = False,
     database: DatabaseOptions = NO_DATABASE_OPTIONS,
-) -> None:
-    """Insert one run and print its id."""
+) -> int:
+    """
+    Insert one run and print its id.
+
+    With --wait the exit code tells the outcome: 0 completed, 1 failed, 5 cancelled, 6 not settled within --wait-s. What
+    its handler reports as progress is shown meanwhile. Ctrl-C ends the waiting, and not the run.
+    """
     from notifyworker.given import new_run
 
     new = new_run(
@@ -88,18 +108,24 @@ async def enqueue(
         is_shadow=shadow,
         headers=None if headers is None else _json("headers", headers),
     )
+    if wait_s is not None and not 0 < wait_s <= _LONGEST_WAIT_S:
+        raise InvalidRun(field="wait_s", message=f"must be above 0 and at most {_LONGEST_WAIT_S:g}, not {wait_s:g}")
     run_id, became = await _insert(new, database)
+    if wait or wait_s is not None:
+        from notifyworker.cli.wait import settled
+
+        return await settled(database, run_id, within_s=wait_s, json=json)
     if json:
         output.document({"run_id": run_id, "existing": became == "existing", "replaced": became == "replaced"})
     else:
         output.line(str(run_id))
+    return DONE
 
 
 async def runs_list(
     *,
-    state: Annotated[Literal["pending", "running", "completed", "failed", "cancelled"] | None, Parameter()] = None,
-    kind: str | None = None,
-    project_id: str | None = None,
+    wanted: Wanted = NO_FILTER,
+    before: Annotated[str | None, Parameter(help="The page behind this id.")] = None,
     limit: Annotated[int, Parameter(help="1 to 500 [default: 50].", **_HYPHEN)] = 50,
     json: Json = False,
     database: DatabaseOptions = NO_DATABASE_OPTIONS,
@@ -107,40 +133,61 @@ async def runs_list(
     """List runs, newest first."""
     from notifyworker.cli.database import opened
     from notifyworker.given import as_dict
+    from notifyworker.views import Views
 
     if not 1 <= limit <= 500:  # noqa: PLR2004 - as over HTTP
         raise InvalidRun(field="limit", message=f"must be between 1 and 500, not {limit}")
+    behind = None if before is None else _uuid(before, "before")
+    wanted.check()
     async with opened(database) as db:
-        rows = await db.store.runs_list(db.connection, state=state, kind=kind, project_id=project_id, limit=limit)
+        asked = await wanted.as_filter(db)
+        rows = await Views(db.schema).runs_find(db.connection, asked, before=behind, limit=limit)
     runs = [as_dict(row) for row in rows]
     if json:
         output.document({"runs": runs})
-    else:
-        output.table(_LIST, [{**run, "attempts": _attempts(run)} for run in runs], empty="no runs")
+        return
+    output.table(_LIST, [{**run, "attempts": _attempts(run)} for run in runs], empty="no runs")
+    if len(runs) == limit and sys.stdout.isatty():
+        output.say(f"more: --before {runs[-1]['run_id']}")
 
 
 async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
-    """Show one run, with its errors and progress."""
+    """Show one run: its columns, what happened to it and when, its errors, steps and log."""
     from notifyworker.cli.database import opened
+    from notifyworker.cli.timeline import timeline
     from notifyworker.given import as_dict
+    from notifyworker.run_log_store import RunLogStore
+    from notifyworker.step_store import StepStore
 
     wanted = _uuid(run_id)
     async with opened(database) as db:
         row = await db.store.run_get(db.connection, wanted)
-    if row is None:
-        raise RunNotFound(wanted)
+        if row is None:
+            raise RunNotFound(wanted)
+        steps = [as_dict(s) for s in await StepStore(db.store).steps_list(db.connection, wanted, row["created_at"])]
+        logged = [as_dict(lease) for lease in await RunLogStore(db.store).run_logs_list(db.connection, wanted, row["created_at"])]
+        now = await db.store.clock(db.connection)
     run = as_dict(row)
     if json:
-        output.document(run)
+        output.document({**run, "steps": steps, "log": logged})
         return
-    errors = run.pop("errors")
-    output.fields({name: value for name, value in run.items() if value not in (None, [], {})})
+    shown = {name: value for name, value in run.items() if value not in (None, [], {}) and name != "errors"}
+    output.blocks(output.Facts(shown), timeline(run, now))
+    errors = run["errors"]
     for error in errors if isinstance(errors, list) else [{"message": errors}]:
         output.line("")
         output.fields({f"errors.{name}": value for name, value in error.items() if name != "traceback"})
         if trace := error.get("traceback"):
             for text in str(trace).splitlines():
                 output.line("  " + output.printable(text))
+    if steps:
+        output.line("")
+        output.table(_STEPS, [{**step, "took": _took(step), "shown": _step_result(step)} for step in steps])
+    for lease in logged:
+        output.line("")
+        output.line(f"log of attempt {lease['attempt']}, written {output.moment(lease['written_at'])}")
+        for text in _log_lines(lease):
+            output.line("  " + output.printable(text))
 
 
 async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
@@ -153,14 +200,41 @@ async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOpti
     _steered_told(wanted, state, json=json)
 
 
-async def retry(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
+async def retry(
+    run_id: RunId,
+    /,
+    *,
+    from_step: Annotated[
+        int | None, Parameter(help="The first step that is executed again [default: all are].", **_HYPHEN)
+    ] = None,
+    payload: Payload = None,
+    json: Json = False,
+    database: DatabaseOptions = NO_DATABASE_OPTIONS,
+) -> None:
     """Put a settled run back to pending."""
     from notifyworker.cli.database import opened
+    from notifyworker.given import check_from_step
 
-    wanted = _uuid(run_id)
+    wanted, another = _uuid(run_id), _another(payload)
+    check_from_step(from_step)
     async with opened(database) as db:
-        await _steered(db, wanted, "retry")
+        await _steered(db, wanted, "retry", another, from_step)
     _steered_told(wanted, "pending", json=json)
+
+
+async def replay(
+    run_id: RunId, /, *, payload: Payload = None, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS
+) -> None:
+    """Insert a settled run once more, as a run of its own, and print its id. The settled one stays as it is."""
+    from notifyworker.cli.database import opened
+
+    wanted, another = _uuid(run_id), _another(payload)
+    async with opened(database) as db:
+        again = await _steered(db, wanted, "replay", another)
+    if json:
+        output.document({"run_id": again, "replay_of": wanted})
+    else:
+        output.line(again)
 
 
 async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
@@ -178,16 +252,21 @@ async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
             raise refused(error) from None
 
 
-async def _steered(db: "Database", run_id: UUID, verb: Literal["cancel", "retry"]) -> str:
-    import asyncpg
+async def _steered(
+    db: "Database",
+    run_id: UUID,
+    verb: Literal["cancel", "retry", "replay"],
+    payload: str | None = None,
+    from_step: int | None = None,
+) -> str:
+    from notifyworker.given import Conflicts
 
-    call = db.store.run_cancel if verb == "cancel" else db.store.run_retry
-    try:
-        return str(await call(db.connection, run_id))
-    except asyncpg.NoDataFoundError:
-        raise RunNotFound(run_id) from None
-    except asyncpg.ObjectNotInPrerequisiteStateError as error:
-        raise RunConflict(str(error.args[0]), hint=error.hint) from None
+    with Conflicts(run_id):
+        if verb == "cancel":
+            return await db.store.run_cancel(db.connection, run_id)
+        if verb == "retry":
+            return str(await db.store.run_retry(db.connection, run_id, from_step, payload))
+        return str(await db.store.run_replay(db.connection, run_id, payload))
 
 
 def _steered_told(run_id: UUID, state: str, *, json: bool) -> None:
@@ -197,8 +276,37 @@ def _steered_told(run_id: UUID, state: str, *, json: bool) -> None:
         output.line(state)
 
 
+def _took(step: Mapping[str, Any]) -> str:
+    return output.age((step["finished_at"] - step["started_at"]).total_seconds())
+
+
+def _step_result(step: Mapping[str, Any]) -> str:
+    if step["error"] is not None:
+        return f"raised {step['error']}"
+    is_left_out = step["result"] is None and step["result_bytes"] is not None
+    return f"({step['result_bytes']} bytes)" if is_left_out else output.cell(step["result"])
+
+
+def _log_lines(lease: Mapping[str, Any]) -> Iterator[str]:
+    if lease["cut"]:
+        yield f"({lease['cut']} lines before these are not kept)"
+    for line in lease["lines"]:
+        fields = " ".join(f"{name}={output.cell(value)}" for name, value in line.items() if name not in {"at", "level", "event"})
+        yield f"{line['at']} {line['level']:<8} {line['event']}" + (f"  {fields}" if fields else "")
+    if lease["lost_after"]:
+        yield "(what it logged later is lost: its worker was gone)"
+
+
 def _attempts(run: Mapping[str, Any]) -> str:
     return f"{run['attempt']}/{run['max_attempts'] or '-'}"
+
+
+def _another(payload: str | None) -> str | None:
+    from notifyworker.given import new_payload
+
+    if payload is None:
+        return None
+    return new_payload(_json("payload", sys.stdin.buffer.read() if payload == "-" else payload))
 
 
 def _json(name: str, text: str | bytes) -> Any:
@@ -210,8 +318,8 @@ def _json(name: str, text: str | bytes) -> Any:
         raise InvalidRun(name, str(error).replace("$", name, 1)) from None
 
 
-def _uuid(text: str) -> UUID:
+def _uuid(text: str, name: str = "run_id") -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise InvalidRun(field="run_id", message=f"must be a UUID, not {text!r:.100}") from None
+        raise InvalidRun(field=name, message=f"must be a UUID, not {text!r:.100}") from None

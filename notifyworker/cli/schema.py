@@ -1,4 +1,4 @@
-"""The commands that change an installation: migrate, remove, configure and prune it."""
+"""The commands that change an installation: migrate and remove it."""
 
 import re
 import sys
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from notifyworker.cli.database import Database
 
 _COUNT_S = 5.0  # an exact count of settled runs is worth no longer wait
-_FLEET = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", "idempotency_window_s", "history_retention_days")
 
 
 async def migrate(
@@ -34,8 +33,9 @@ async def migrate(
 
     settings = database.load()
     dsn, schema = admin_dsn(settings), settings.schema_name
-    applied = await migrations.migrate(dsn, schema)
     version = migrations.newest()
+    with output.bar("migrating", version) as done:
+        applied = await migrations.migrate(dsn, schema, done=done)
     for migration in applied:
         output.say(f"applied {migration.version:04d} {migration.name}")
     if json:
@@ -52,62 +52,6 @@ def schema(*, schema: Annotated[str | None, Parameter(help="Its name [default: n
 
     settings = DatabaseOptions(schema=schema).load()
     output.line(script(settings.schema_name))
-
-
-async def config_set(
-    name: Annotated[str, Parameter(name="NAME", help=", ".join(_FLEET))],
-    value: Annotated[str, Parameter(name="VALUE", help="A number.", allow_leading_hyphen=True)],
-    /,
-    *,
-    json: Json = False,
-    database: DatabaseOptions = NO_DATABASE_OPTIONS,
-) -> None:
-    """Change a setting for the whole fleet. Workers that run read it when they start."""
-    from notifyworker.cli.database import opened
-    from notifyworker.settings import Settings
-
-    if name not in _FLEET:
-        message = f"{name} is no setting of the whole fleet"
-        raise SettingsError(message, hint=f"there are: {', '.join(_FLEET)}")
-    number = getattr(Settings.load(command_line={name: value}), name)
-    async with opened(database, admin=True) as db:
-        await _write_setting(db, name, number)
-    if json:
-        output.document({"name": name, "value": number})
-    else:
-        output.line(f"{name} = {number:.15g}")
-
-
-async def _write_setting(db: "Database", name: str, value: float) -> None:
-    import asyncpg
-
-    update = f'UPDATE "{db.schema}".settings SET value = to_jsonb($2::numeric), changed_at = now() WHERE name = $1'  # noqa: S608 - validated
-    try:
-        async with db.connection.transaction():
-            await db.connection.execute(update, name, value)
-            await db.connection.execute(f'SELECT "{db.schema}".apply_settings()')
-    except asyncpg.CheckViolationError:
-        message = f"{name}: {value:.15g} is out of range"
-        raise SettingsError(message) from None
-
-
-async def prune(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
-    """Drop the days of settled runs that are older than history_retention_days. The leader does so by itself."""
-    import asyncpg
-
-    from notifyworker.cli.database import opened
-
-    async with opened(database) as db:
-        try:
-            with output.busy(f"pruning the history in the schema {db.schema}"):
-                dropped = await db.store.drop_expired_partitions(db.connection)
-        except asyncpg.LockNotAvailableError:
-            message = "somebody is reading the history, and nothing may be dropped meanwhile; nothing was"
-            raise NotifyWorkerError(message, hint="try again later") from None
-    if json:
-        output.document({"dropped": dropped})
-    else:
-        output.line(f"dropped {dropped} day{'' if dropped == 1 else 's'} of settled runs")
 
 
 async def _remove(database: DatabaseOptions, *, yes: bool, json: bool) -> None:

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from notifyworker.cli import output
-from notifyworker.cli.options import NO_DATABASE_OPTIONS, DatabaseOptions, Json
+from notifyworker.cli.options import INTERVAL_S, NO_DATABASE_OPTIONS, DatabaseOptions, Interval, Json, Watch
 
 if TYPE_CHECKING:
     from notifyworker.cli.database import Database
@@ -22,16 +22,17 @@ _WORKERS = (
 )
 
 
-async def status(*, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
+async def status(
+    *,
+    watch: Watch = False,
+    interval_s: Interval = INTERVAL_S,
+    json: Json = False,
+    database: DatabaseOptions = NO_DATABASE_OPTIONS,
+) -> None:
     """Show the leader, the workers, the live runs and the reaper."""
-    from notifyworker.cli.database import opened
+    from notifyworker.cli.live import shown
 
-    async with opened(database) as db:
-        seen = await _look(db)
-    if json:
-        output.document(seen)
-    else:
-        _show(seen)
+    await shown(database, _look, _blocks, title="notifyworker status", watch=watch, interval_s=interval_s, json=json)
 
 
 async def _look(db: "Database") -> dict[str, Any]:
@@ -57,7 +58,7 @@ async def _look(db: "Database") -> dict[str, Any]:
     }
 
 
-def _show(seen: dict[str, Any]) -> None:
+def _blocks(seen: dict[str, Any]) -> list[output.Block]:
     reaper, live, now = seen["reaper"], seen["live"], seen["now"]
     pending, least = live["pending"], "at least " if seen["live_is_capped"] else ""
     waiting = f", oldest ready for {output.age(pending['oldest_s'])}" if pending["oldest_s"] is not None else ""
@@ -65,17 +66,14 @@ def _show(seen: dict[str, Any]) -> None:
     passes = f"last pass {ago['last_pass_at']} ago, " if "last_pass_at" in ago else ""
     leads = any(worker["is_leader"] for worker in seen["workers"])
     leader = f"{reaper['leader']}, {reaper['mode']}, for {ago.get('elected_at', '-')}" if leads else "none"
-    output.fields(
-        {
-            "database": seen["database"],
-            "schema": f"{seen['schema']}, version {seen['version']}",
-            "leader": leader,
-            "pending": f"{least}{pending['runs']}{waiting}",
-            "running": f"{least}{live['running']['runs']}",
-            "reaper": f"{passes}{reaper['reaped_total']} taken over, {reaper['failed_total']} of them failed",
-        }
-    )
-    output.line("")
+    facts = {
+        "database": seen["database"],
+        "schema": f"{seen['schema']}, version {seen['version']}",
+        "leader": leader,
+        "pending": f"{least}{pending['runs']}{waiting}",
+        "running": f"{least}{live['running']['runs']}",
+        "reaper": f"{passes}{reaper['reaped_total']} taken over, {reaper['failed_total']} of them failed",
+    }
     rows = [
         {
             **worker,
@@ -85,7 +83,7 @@ def _show(seen: dict[str, Any]) -> None:
         }
         for worker in seen["workers"]
     ]
-    output.table(_WORKERS, rows, title="Workers")
+    return [output.Facts(facts), output.Table(_WORKERS, rows, title="Workers")]
 
 
 def _state(worker: dict[str, Any]) -> str:

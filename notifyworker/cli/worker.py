@@ -1,17 +1,15 @@
-"""The commands that execute runs: `worker`, and `dev`, which brings its own database."""
+"""The command that executes runs."""
 
 import asyncio
-import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import Parameter
 
-from notifyworker.cli import output, told
+from notifyworker.cli import told
 from notifyworker.cli.options import NO_WORKER_OPTIONS, WorkerOptions, log_early
 from notifyworker.errors import NotifyWorkerError
 
@@ -28,27 +26,12 @@ def worker(reference: Reference, /, *, settings: WorkerOptions = NO_WORKER_OPTIO
 
     It then lets its runs finish and gives back those that do not in time. A second signal ends it at once.
     """
-    found = _configured(reference, settings)
-    return _executed(found, found.run())
+    found = configured(reference, settings)
+    return executed(found, found.run())
 
 
-def dev(
-    reference: Reference,
-    /,
-    *,
-    data_dir: Annotated[Path | None, Parameter(help="Where the embedded PostgreSQL keeps its data.")] = None,
-    settings: WorkerOptions = NO_WORKER_OPTIONS,
-) -> int:
-    """
-    Run a worker with a database of its own.
-
-    Takes the database that --dsn or the environment names, else an embedded PostgreSQL, and migrates it.
-    """
-    found = _configured(reference, settings)
-    return _executed(found, _dev(found, settings, data_dir))
-
-
-def _configured(reference: str, options: WorkerOptions) -> "Worker":
+def configured(reference: str, options: WorkerOptions) -> "Worker":
+    """Return the worker that is named, with what stands on the command line. Raises SettingsError."""
     log_early(options.log_format, options.log_level)
     from notifyworker.cli.load import load_worker
     from notifyworker.observe import configure_logging
@@ -59,28 +42,7 @@ def _configured(reference: str, options: WorkerOptions) -> "Worker":
     return found
 
 
-async def _dev(found: "Worker", options: WorkerOptions, data_dir: Path | None) -> "Ending":
-    from notifyworker.cli.database import admin_dsn
-    from notifyworker.database import describe
-    from notifyworker.embedded import default_directory, embedded_postgres
-    from notifyworker.migrate import migrate
-    from notifyworker.settings import database_url
-
-    async with contextlib.AsyncExitStack() as stack:
-        dsn = database_url(found.settings.dsn)
-        if dsn is None:
-            dsn = await stack.enter_async_context(embedded_postgres(data_dir))
-            found.configure({**options.given(), "dsn": dsn})
-            output.say(f"database: embedded PostgreSQL, data in {data_dir or default_directory()}")
-            output.say(f"          psql '{dsn}'")
-        else:
-            output.say(f"database: {describe(dsn)}")
-        for applied in await migrate(admin_dsn(found.settings), found.settings.schema_name):
-            output.say(f"applied {applied.version:04d} {applied.name}")
-        return await found.run()
-
-
-def _executed(found: "Worker", work: "Coroutine[Any, Any, Ending]") -> int:
+def executed(found: "Worker", work: "Coroutine[Any, Any, Ending]") -> int:
     """Execute on uvloop where it is installed, and return the exit code."""
 
     async def ended() -> int:

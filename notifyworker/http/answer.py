@@ -14,7 +14,7 @@ from notifyworker import payload as payloads
 from notifyworker.store import Row
 
 #: Kept as the text that PostgreSQL prints, so that numbers of any size and precision leave as they came.
-JSON_COLUMNS = frozenset({"payload", "headers", "progress", "errors", "result", "effects"})
+JSON_COLUMNS = frozenset({"payload", "headers", "progress", "errors", "result", "effects", "lines"})
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",

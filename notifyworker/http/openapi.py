@@ -6,7 +6,9 @@ Every answer that is not what was asked for is a problem (RFC 9457), whatever it
 
 from typing import Any
 
-from notifyworker.http.query import DEFAULT_LIMIT, MAX_LIMIT
+from notifyworker.http.many import MAX_BATCH
+from notifyworker.http.query import CURSOR, DEFAULT_LIMIT, MAX_LIMIT
+from notifyworker.journal import MAX_STEPS
 from notifyworker.run import State
 
 Json = dict[str, Any]
@@ -62,7 +64,18 @@ _RUN: Json = {
     "lease_owner": _or_null(_TEXT), "lease_token": _INTEGER, "lease_expires_at": _or_null(_MOMENT), "created_at": _MOMENT,
     "started_at": _or_null(_MOMENT), "progress": _ANYTHING, "errors": _ANYTHING, "finished_at": _or_null(_MOMENT),
     "result": _ANYTHING, "effects": _ANYTHING, "error_code": _or_null(_TEXT), "settled_by": _or_null(_TEXT),
+    "replay_of": _or_null(_UUID),
     "waits_for": _or_null({"type": "string", "enum": ["key"]}), "key_held_by": _or_null({"type": "array", "items": _UUID}),
+}  # fmt: skip
+
+_STEP: Json = {
+    "position": _INTEGER, "name": _TEXT, "attempt": _INTEGER, "is_shadow": _FLAG, "started_at": _MOMENT, "finished_at": _MOMENT,
+    "error": _or_null(_TEXT), "result_bytes": _or_null(_INTEGER), "result": _ANYTHING,
+}  # fmt: skip
+
+_LOG: Json = {
+    "attempt": _INTEGER, "lease_token": _INTEGER, "written_at": _MOMENT, "cut": _INTEGER, "lost_after": _or_null(_MOMENT),
+    "lines": {"type": "array", "items": {"type": "object"}},
 }  # fmt: skip
 
 _LEASE: Json = {
@@ -104,6 +117,49 @@ _PAUSE: Json = {
     "kind": _or_null(_TEXT), "project_id": _or_null(_TEXT), "until": _or_null(_MOMENT), "paused_at": _MOMENT, "reason": _or_null(_TEXT),
 }  # fmt: skip
 
+_FAILED_GROUP: Json = {
+    "kind": _TEXT, "error_code": _TEXT, "error": _TEXT, "runs": _INTEGER, "first_at": _MOMENT, "last_at": _MOMENT, "run_id": _UUID,
+}  # fmt: skip
+_BATCH: Json = {
+    "project_id": _or_null(_NAME),
+    "kind": _or_null(_NAME),
+    "all": {"type": "boolean", "description": "must be true where no filter is named, and only there"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_BATCH, "default": MAX_BATCH},
+    "cursor": _or_null({"type": "string", "pattern": CURSOR, "description": "`next_cursor` of the call before"}),
+    "dry_run": {"type": "boolean", "description": "only count"},
+}
+_CANCEL_BATCH: Json = {
+    **_BATCH,
+    "state": _or_null({"type": "string", "enum": ["pending", "running"]}),
+    "created_after": _or_null(_MOMENT),
+    "created_before": _or_null(_MOMENT),
+}
+_RETRY_BATCH: Json = {
+    **_BATCH,
+    "state": _or_null({"type": "string", "enum": ["failed", "cancelled", "completed"]}),
+    "error_code": _or_null(_NAME),
+    "error": _or_null({**_NAME, "description": "as /failed shows it"}),
+    "finished_after": _or_null(_MOMENT),
+    "finished_before": _or_null({**_MOMENT, "description": "else runs that fail again are among the next ones"}),
+}
+_BATCH_DONE: Json = {
+    "done": _INTEGER,
+    "skipped": {"type": "integer", "description": "locked by somebody, or not to be retried now"},
+    "remaining": {"type": "integer", "description": "fit the filter now; counted up to 100,000"},
+    "next_cursor": _or_null({"type": "string", "description": "null: this was the end"}),
+}
+_RETENTION: Json = {
+    "retention": {
+        "type": "array",
+        "items": _object({"kind": _or_null(_TEXT), "project_id": _or_null(_TEXT), "days": _INTEGER, "changed_at": _MOMENT}),
+    },
+    "history_retention_days": _INTEGER,
+}
+_NEW_RETENTION: Json = {
+    "days": _or_null({"type": "integer", "minimum": 1, "maximum": 36500, "description": "null: as long as all others"}),
+    "kind": _or_null(_NAME),
+    "project_id": _or_null(_NAME),
+}
 _LIMITED: Json = {
     "kind": _SCOPE["kind"],
     "project_id": _SCOPE["project_id"],
@@ -136,10 +192,22 @@ _SCHEDULE: Json = {
     "next": {"type": "array", "items": _MOMENT},
 }  # fmt: skip
 
+_FROM_STEP: Json = {
+    "type": "integer", "minimum": 1, "maximum": MAX_STEPS + 1,
+    "description": "the first step that is executed again; from the beginning where it is left out",
+}  # fmt: skip
+_RETRY: Json = {"from_step": _or_null(_FROM_STEP), "payload": _NEW_RUN["payload"]}
 _NEW_SHARE: Json = {"project_id": _NAME, "weight": {"type": "number", "minimum": 0.001, "maximum": 1000}}
 _SHARE: Json = {"project_id": _TEXT, "weight": _NUMBER, "changed_at": _MOMENT, "running": _INTEGER}
 
 _SCHEMAS: Json = {
+    "Retry": _object(_RETRY, optional=frozenset(_RETRY), closed=True),
+    "CancelBatch": _object(_CANCEL_BATCH, optional=frozenset(_CANCEL_BATCH), closed=True),
+    "RetryBatch": _object(_RETRY_BATCH, optional=frozenset(_RETRY_BATCH), closed=True),
+    "BatchDone": _object(_BATCH_DONE),
+    "Retention": _object(_RETENTION),
+    "NewRetention": _object(_NEW_RETENTION, optional=frozenset({"kind", "project_id"}), closed=True),
+    "NewPayload": _object({"payload": _NEW_RUN["payload"]}, optional=frozenset({"payload"}), closed=True),
     "NewSchedule": _object(_NEW_SCHEDULE, optional=frozenset(_NEW_SCHEDULE) - {"cron", "kind"}, closed=True),
     "Schedule": _object(_SCHEDULE),
     "NewLimit": _object(_NEW_LIMIT, optional=frozenset(_NEW_LIMIT), closed=True),
@@ -151,6 +219,9 @@ _SCHEMAS: Json = {
     ),
     "NewRun": _object(_NEW_RUN, optional=frozenset(_NEW_RUN) - {"kind"}, closed=True),
     "Run": _object(_RUN),
+    "RunInFull": _object(
+        {**_RUN, "steps": {"type": "array", "items": _object(_STEP)}, "log": {"type": "array", "items": _object(_LOG)}}
+    ),
     "Health": _object({"status": {"type": "string", "enum": ["ok", "failing"]}, "reasons": {"type": "array", "items": _TEXT}}),
 }
 
@@ -177,9 +248,7 @@ _BEFORE = _parameter(
 _LIST: Json = {"type": "array", "items": {"type": "object"}}
 _PAGING = [
     _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}),
-    _parameter(
-        "cursor", {"type": "string", "description": "`next_cursor` of the page before", "pattern": "^[A-Za-z0-9_-]{21}[AQgw]$"}
-    ),
+    _parameter("cursor", {"type": "string", "description": "`next_cursor` of the page before", "pattern": CURSOR}),
 ]
 
 
@@ -194,6 +263,7 @@ def _operation(
     *,
     parameters: list[Json] | None = None,
     body: Json | None = None,
+    needs_body: bool = True,
     is_open: bool = False,
 ) -> Json:
     """`answers` by status. Whatever else is answered is a problem. `is_open`: nobody is asked for a token."""
@@ -205,13 +275,43 @@ def _operation(
     if parameters:
         operation["parameters"] = parameters
     if body:
-        operation["requestBody"] = {"required": True, "content": body}
+        operation["requestBody"] = {"required": needs_body, "content": body}
     return operation | ({"security": []} if is_open else {})
 
 
-def _steered(verb: str, summary: str) -> Json:
+def _steered(verb: str, summary: str, **more: Any) -> Json:
     done = _answer("done", _object({"run_id": _UUID, "state": _STATE}))
-    return {"post": _operation(verb, summary, {"200": done}, parameters=[_RUN_ID])}
+    return {"post": _operation(verb, summary, {"200": done}, parameters=[_RUN_ID], **more)}
+
+
+def _of_many() -> Json:
+    """The routes of many runs, and of settled ones."""
+    which = [_parameter(name, _NAME) for name in ("kind", "project_id", "error_code")]
+    which += [_parameter(name, _MOMENT) for name in ("finished_after", "finished_before")]
+    failed = _object({"failed": {"type": "array", "items": _object(_FAILED_GROUP)}})
+    again = {"201": _answer("inserted", _object({"run_id": _UUID, "replay_of": _UUID}))}
+    done = {"200": _answer("done", _ref("BatchDone"))}
+    kept = {"200": _answer("as it is now", _ref("Retention"))}
+    payload = {"application/json": {"schema": _ref("NewPayload")}}
+
+    def batch(name: str) -> Json:
+        return {"application/json": {"schema": _ref(name)}}
+
+    return {
+        "/runs/{run_id}/retry": _steered("retry_run", "put a settled run back to pending", body=batch("Retry"), needs_body=False),
+        "/runs/{run_id}/replay": {
+            "post": _operation(
+                "replay_run", "insert a settled run once more", again, parameters=[_RUN_ID], body=payload, needs_body=False
+            )
+        },
+        "/failed": {"get": _shown("list_failed", "failed runs by kind and error", failed, which)},
+        "/bulk/cancel": {"post": _operation("cancel_many", "cancel live runs that fit", done, body=batch("CancelBatch"))},
+        "/bulk/retry": {"post": _operation("retry_many", "retry settled runs that fit", done, body=batch("RetryBatch"))},
+        "/retention": {
+            "get": _shown("list_retention", "how long settled runs are kept", _ref("Retention")),
+            "post": _operation("set_retention", "keep those of a kind or project so long", kept, body=batch("NewRetention")),
+        },
+    }
 
 
 def _probe(name: str, summary: str, answer: Json, *, may_fail: bool = True) -> Json:
@@ -257,9 +357,9 @@ def _paths() -> Json:
             "get": _shown("list_runs", "runs, newest first", _page("runs", _ref("Run")), [*filters, *_PAGING]),
             "post": _operation("insert_run", "insert one run", inserted, body=new_run),
         },
-        "/runs/{run_id}": {"get": _shown("get_run", "one run", _ref("Run"), [_RUN_ID])},
+        "/runs/{run_id}": {"get": _shown("get_run", "one run", _ref("RunInFull"), [_RUN_ID])},
         "/runs/{run_id}/cancel": _steered("cancel_run", "settle a pending or running run as cancelled"),
-        "/runs/{run_id}/retry": _steered("retry_run", "put a settled run back to pending"),
+        **_of_many(),
         "/leases": {"get": _shown("list_leases", "who holds what", _page("leases", _object(_LEASE)), _PAGING)},
         "/reaper": {"get": _shown("show_reaper", "the leader, and what it took from whom", _object(_REAPER))},
         "/workers": {"get": _shown("list_workers", "the fleet", fleet)},

@@ -4,6 +4,7 @@ import base64
 import binascii
 import re
 from collections.abc import Awaitable, Callable
+from typing import Any
 from uuid import UUID
 
 from aiohttp import web
@@ -19,6 +20,8 @@ MAX_LIMIT = 500
 _LONGEST_NAME = 200  # as the columns
 _PAGE_CHARACTERS = 8 * 2**20  # a page of big rows is shorter than was asked for
 _CHUNK = 101
+#: A cursor, in URLs and bodies: 16 bytes in base64.
+CURSOR = "^[A-Za-z0-9_-]{21}[AQgw]$"
 _UUID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 
@@ -81,20 +84,23 @@ class Query:
     def cursor(self) -> UUID | None:
         """Return the last id of the page before."""
         value = self._given.get("cursor")
-        if value is None:
-            return None
-        try:
-            cursor = UUID(bytes=base64.b64decode(value.encode("ascii") + b"==", altchars=b"-_", validate=True))
-        except (ValueError, binascii.Error):
-            raise Problem.of("cursor", "is not one that this sidecar gave") from None
-        if cursor_of(cursor) != value:
-            raise Problem.of("cursor", "is not one that this sidecar gave")
-        return cursor
+        return None if value is None else cursor_id(value)
 
 
 def cursor_of(run_id: UUID) -> str:
     """Return the opaque text that stands for an id."""
     return base64.urlsafe_b64encode(run_id.bytes).rstrip(b"=").decode()
+
+
+def cursor_id(value: Any) -> UUID:
+    """Return the id that a cursor stands for. Raises Problem."""
+    try:
+        cursor = UUID(bytes=base64.b64decode(value.encode("ascii") + b"==", altchars=b"-_", validate=True))
+    except (AttributeError, ValueError, binascii.Error):
+        raise Problem.of("cursor", "is not one that this sidecar gave") from None
+    if cursor_of(cursor) != value:
+        raise Problem.of("cursor", "is not one that this sidecar gave")
+    return cursor
 
 
 def run_id_of(request: web.Request) -> UUID:

@@ -14,6 +14,7 @@ from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.body import SMALL_BYTES, read_object
 from notifyworker.http.events import Events
 from notifyworker.http.limits import Limits
+from notifyworker.http.many import Many
 from notifyworker.http.observed import Observed
 from notifyworker.http.openapi import document
 from notifyworker.http.pauses import Pauses
@@ -21,6 +22,8 @@ from notifyworker.http.pool import Pool
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
 from notifyworker.http.shares import Shares
+from notifyworker.run_log_store import RunLogStore
+from notifyworker.step_store import StepStore
 from notifyworker.store import Inserted, NewRun, Row
 
 _NOTHING = frozenset[str]()
@@ -30,7 +33,8 @@ _PRODUCERS = frozenset(NewRun.__dataclass_fields__)
 _SYSTEMS = frozenset(
     {
         "state", "attempt", "lease_owner", "lease_token", "lease_expires_at", "created_at", "started_at", "finished_at",
-        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by", "waits_for", "is_limited",
+        "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by", "replay_of",
+        "waits_for", "is_limited",
     }
 )  # fmt: skip
 
@@ -41,6 +45,8 @@ class Routes:
     def __init__(self, worker: Observed, pool: Pool, events: Events) -> None:
         self._worker = worker
         self._store = worker.store
+        self._steps = StepStore(worker.store)
+        self._logs = RunLogStore(worker.store)
         self._pool = pool
         self._events = events
 
@@ -54,10 +60,10 @@ class Routes:
             web.post("/runs", self.insert),
             web.get("/runs/{run_id}", self.run),
             web.post("/runs/{run_id}/cancel", self.cancel),
-            web.post("/runs/{run_id}/retry", self.retry),
             web.get("/leases", self.leases),
             web.get("/reaper", self.reaper),
             web.get("/workers", self.workers),
+            *Many(self._worker, self._pool).table(),
             *Pauses(self._worker, self._pool).table(),
             *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
@@ -116,7 +122,11 @@ class Routes:
         row = await self._store.run_get(self._pool, run_id)
         if row is None:
             raise RunNotFound(run_id)
-        return json_answer(shown(row))
+        steps = await self._steps.steps_list(self._pool, run_id, row["created_at"])
+        logged = await self._logs.run_logs_list(self._pool, run_id, row["created_at"])
+        more = {"steps": [shown(step) for step in steps], "log": [shown(lease) for lease in logged]}
+        body = await asyncio.to_thread(dumps, {**shown(row), **more})  # up to some megabytes
+        return web.Response(body=body, content_type="application/json")
 
     async def insert(self, request: web.Request) -> web.Response:
         """Insert one run, or name the one that holds the idempotency key."""
@@ -137,14 +147,6 @@ class Routes:
         with Conflicts(run_id):
             state = await self._store.run_cancel(self._pool, run_id)
         return json_answer({"run_id": run_id, "state": state})
-
-    async def retry(self, request: web.Request) -> web.Response:
-        """Put a settled run back to pending."""
-        run_id = run_id_of(request)
-        Query(request, _NOTHING)
-        with Conflicts(run_id):
-            await self._store.run_retry(self._pool, run_id)
-        return json_answer({"run_id": run_id, "state": "pending"})
 
     # The fleet.
 

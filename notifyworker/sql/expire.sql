@@ -6,10 +6,10 @@ WITH late AS MATERIALIZED (
 ), gone AS (
     DELETE FROM {schema}.runs WHERE run_id = ANY (array(SELECT run_id FROM late)) RETURNING *
 )
-INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, lease_token, timeout,
+INSERT INTO {schema}.run_history (run_id, replay_of, run_at, created_at, expires_at, lease_token, timeout,
     priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,
     concurrency_key, payload, headers, errors, progress)
-SELECT run_id, run_at, created_at, expires_at, lease_token, timeout,
+SELECT run_id, replay_of, run_at, created_at, expires_at, lease_token, timeout,
        priority, max_attempts, attempt, is_shadow, 'cancelled', kind, project_id, shadow_by, idempotency_key,
        concurrency_key, payload, headers,
        {schema}.with_error(errors, jsonb_build_object('attempt', attempt, 'code', 'expired',

@@ -37,10 +37,10 @@ WITH dead AS (
 ), gone AS (
     DELETE FROM {schema}.runs WHERE run_id = ANY (array(SELECT run_id FROM taken WHERE is_last)) RETURNING *
 ), failed AS (
-    INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+    INSERT INTO {schema}.run_history (run_id, replay_of, run_at, created_at, expires_at, started_at, lease_token, timeout,
         priority, max_attempts, attempt, is_shadow, state, kind, project_id, shadow_by, idempotency_key,
         concurrency_key, error_code, payload, headers, errors, progress)
-    SELECT run_id, run_at, created_at, expires_at, started_at, lease_token, timeout,
+    SELECT run_id, replay_of, run_at, created_at, expires_at, started_at, lease_token, timeout,
         priority, max_attempts, attempt, is_shadow, 'failed', kind, project_id, shadow_by, idempotency_key,
         concurrency_key, 'E-RUN-002', payload, headers,
         {schema}.with_error(errors, (SELECT of_run FROM entry) -> run_id::text), progress

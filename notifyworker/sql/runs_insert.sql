@@ -1,4 +1,5 @@
--- Many runs in one statement. Returns an id a run, in order; null where another run holds the idempotency key.
+-- Many runs in one statement. Returns an id a run, in order: where another run holds the idempotency key, that one's;
+-- null where that was inserted by this very statement, or where the id itself is taken.
 -- An element a run: $1 run_id, $2 kind, $3 payload, $4 project_id, $5 priority, $6 run_at, $7 max_attempts, $8 timeout,
 -- $9 expires_at, $10 idempotency_key, $11 is_shadow, $12 headers, $13 concurrency_key
 WITH given AS MATERIALIZED (
@@ -17,7 +18,8 @@ WITH given AS MATERIALIZED (
       FROM given
      WHERE idempotency_key IS NULL OR {schema}.key_holder(project_id, kind, idempotency_key) IS NULL
      ORDER BY place
-    ON CONFLICT (project_id, kind, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    ON CONFLICT DO NOTHING  -- by no columns: a producer may read none of them
     RETURNING run_id
 )
-SELECT inserted.run_id FROM given LEFT JOIN inserted ON inserted.run_id = given.run_id ORDER BY given.place
+SELECT coalesce(inserted.run_id, {schema}.key_holder(project_id, kind, idempotency_key)) AS run_id, inserted.run_id IS NULL AS existing
+  FROM given LEFT JOIN inserted ON inserted.run_id = given.run_id ORDER BY given.place

@@ -26,10 +26,10 @@ WITH mine AS MATERIALIZED (
             SELECT h.ctid AS place_at FROM {schema}.places AS h WHERE h.run_id = r.run_id AND NOT h.lingers OFFSET 0) AS held
          WHERE r.is_limited))
 ), kept AS (
-    INSERT INTO {schema}.run_history (run_id, run_at, created_at, expires_at, started_at, finished_at, lease_token, timeout,
+    INSERT INTO {schema}.run_history (run_id, replay_of, run_at, created_at, expires_at, started_at, finished_at, lease_token, timeout,
         priority, max_attempts, attempt, is_shadow, state, kind, project_id, settled_by, shadow_by, idempotency_key,
         concurrency_key, error_code, payload, headers, errors, progress, result, effects)
-    SELECT run_id, run_at, created_at, expires_at, CASE WHEN was_started THEN started_at END, now(), lease_token, timeout,
+    SELECT run_id, replay_of, run_at, created_at, expires_at, CASE WHEN was_started THEN started_at END, now(), lease_token, timeout,
            priority, max_attempts, attempt - (NOT was_started)::int, is_shadow, became, kind, project_id, lease_owner,
            shadow_by, idempotency_key, concurrency_key, error_code, payload, headers,
            CASE WHEN error IS NULL THEN errors ELSE {schema}.with_error(errors, error

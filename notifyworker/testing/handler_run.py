@@ -1,7 +1,7 @@
 """A run without a database: a handler is called with it as with any other, and it records what the handler asks for."""
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ class HandlerRun(Run):
 
     `progresses` are all that was shown, the last one last; `effects` those of a shadow run, by `name`, `args` and
     `kwargs`: a live run calls them. `lines` are what was logged. `transaction()` gives the `connection` that was given,
-    and is refused without one. Set `cancelled` to see a handler stop.
+    and is refused without one. `cancel()` it to see a handler stop.
     """
 
     def __init__(
@@ -68,6 +68,16 @@ class _Desk:
             message = f"{run!r} has no database: HandlerRun(connection=...) takes one, or a fake of yours; or drain() it"
             raise RuntimeError(message)
         return _given(given)
+
+    async def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Any:  # noqa: ARG002 - as above
+        """Call it: nothing was recorded before. What it returns comes back as JSON, as from a worker."""
+        if in_transaction:
+            async with self.transaction(run, None) as connection:
+                value = await call(connection)
+        else:
+            value = call()
+            value = await value if isinstance(value, Awaitable) else value
+        return None if value is None else payloads.decode(payloads.encode(value))
 
     def logger(self, run: Run) -> Any:  # noqa: ARG002 - as above
         """Return a logger that records."""

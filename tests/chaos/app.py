@@ -13,20 +13,23 @@ from typing import Any
 import notifyworker
 from chaos.ledger import Ledger
 from notifyworker import Retry, Run, Worker
+from notifyworker.processes import is_child
 
 worker = Worker()
 ledger = Ledger(Path(os.environ["CHAOS_LEDGER"]), f"worker-{os.getpid()}")
-ledger.note("up", package=notifyworker.__file__)
+#: What a process of a worker's does counts as the worker's: it must end with it.
+ME = os.getppid() if is_child() else os.getpid()
+ledger.note("up", package=notifyworker.__file__, pid=ME)
 
 
 @contextlib.contextmanager
 def noted(run: Run) -> Iterator[dict[str, int]]:
     """Start and end of one handler. Yields what it returns, which names the lease under which it was executed."""
-    facts = {"run": str(run.run_id), "token": run.lease_token}
+    facts = {"run": str(run.run_id), "token": run.lease_token, "pid": ME}
     ledger.note("start", kind=run.kind, attempt=run.attempt, key=run.headers.get("key"), **facts)
     how = "raised"
     try:
-        yield {"token": run.lease_token, "pid": os.getpid()}
+        yield {"token": run.lease_token, "pid": ME}
         ledger.note("effect", **facts)
         how = "returned"
     except asyncio.CancelledError:
@@ -61,6 +64,26 @@ async def exact(run: Run, payload: dict[str, Any]) -> None:
             run.result = result
 
 
+@worker.handler("stepped", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))
+async def stepped(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    """One step outside of the database, and one inside of it."""
+    facts = {"run": str(run.run_id), "token": run.lease_token}
+
+    async def mark() -> None:
+        ledger.note("step", **facts)
+
+    async def write(connection: Any) -> None:
+        await connection.execute("INSERT INTO chaos.effects VALUES ($1, $2)", run.run_id, run.lease_token)
+
+    with noted(run) as result:
+        await run.step("mark", mark)
+        ledger.note("recorded", **facts)
+        await run.step_transaction("write", write)
+        if ms := payload.get("ms"):
+            await asyncio.sleep(ms / 1000)
+        return result
+
+
 @worker.handler("hold")
 async def hold(run: Run, payload: dict[str, Any]) -> dict[str, int]:
     """Ends when a file appears; `only`: only the lease with this token waits for it."""
@@ -77,6 +100,16 @@ async def tick(run: Run, payload: dict[str, Any]) -> dict[str, int]:
         while run.lease_token == 1 and not Path(payload["until"]).exists():
             ledger.note("tick", run=str(run.run_id), token=run.lease_token)
             await asyncio.sleep(0.002)
+        return result
+
+
+@worker.handler("compute", executor="process")
+def compute(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    """As tick, in a process of its own."""
+    with noted(run) as result:
+        while run.lease_token == 1 and not Path(payload["until"]).exists():
+            ledger.note("tick", run=str(run.run_id), token=run.lease_token, pid=ME)
+            time.sleep(0.002)
         return result
 
 

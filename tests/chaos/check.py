@@ -9,7 +9,7 @@ goes on beside the next attempt.
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from chaos.kinds import AT_ONCE, EXACT, HOLDS_GIL, LIMITED, POISON
+from chaos.kinds import AT_ONCE, EXACT, HOLDS_GIL, LIMITED, POISON, STEPPED
 from chaos.ledger import Entry
 
 
@@ -80,6 +80,7 @@ def judge(entries: list[Entry], witness: Witness, *, gil_is_frozen: bool = False
     _leases(entries, witness, verdict)
     _fence(entries, witness, verdict)
     _effects(witness, verdict)
+    _steps(entries, verdict)
     if witness.places and not witness.live:
         verdict.wrong.append(f"{witness.places} places are taken, and nothing runs")
     spans = _spans(entries, gil_is_frozen=gil_is_frozen)
@@ -159,19 +160,32 @@ def _fence(entries: list[Entry], witness: Witness, verdict: Verdict) -> None:
 
 
 def _effects(witness: Witness, verdict: Verdict) -> None:
-    """What was written in run.transaction() is there exactly once for each run that was completed, and for no other."""
+    """What was written in the database's own transactions is there once for each run that was completed, and for no other."""
     written: dict[str, list[int]] = defaultdict(list)
     for run, token in witness.effects:
         written[run].append(token)
     for settle in witness.settles:
         tokens = written.pop(settle.run, [])
-        if settle.kind == EXACT and settle.state == "completed" and not tokens:
+        if settle.kind in {EXACT, STEPPED} and settle.state == "completed" and not tokens:
             verdict.lost.append(f"{settle.run}: completed in its own transaction, and what that wrote is not there")
         elif len(tokens) > 1:
             verdict.double.append(f"{settle.run}: wrote {len(tokens)} times in its own transaction")
-        elif tokens and tokens[0] != settle.token:
+        elif tokens and tokens[0] != settle.token and not (settle.kind == STEPPED and tokens[0] < settle.token):
             verdict.wrong.append(f"{settle.run}: wrote under token {tokens[0]}, settled under {settle.token}")
     verdict.wrong += [f"{run}: wrote in its own transaction, and is not settled" for run in sorted(written)]
+
+
+def _steps(entries: list[Entry], verdict: Verdict) -> None:
+    """What a handler was told is recorded is not called under any later lease."""
+    recorded: dict[str, int] = {}
+    for entry in entries:
+        if entry.what == "recorded":
+            recorded.setdefault(entry.facts["run"], entry.facts["token"])
+    for entry in entries:
+        if entry.what == "step" and entry.facts["token"] > (first := recorded.get(entry.facts["run"], entry.facts["token"])):
+            verdict.double.append(
+                f"{entry.facts['run']}: its step was recorded under token {first}, and called under {entry.facts['token']}"
+            )
 
 
 def _is_of(owner: str | None, pid: int | None) -> bool:

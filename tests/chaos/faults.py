@@ -89,6 +89,25 @@ async def zombie(a: Arena) -> float:
     return max(ticks, default=woken_at) - woken_at
 
 
+@act("SIGKILL of a worker: signs of life of its handler's process", 0.5, has_slack=False)
+async def orphan(a: Arena) -> float:
+    await a.workers(2)
+    until = a.file()
+    ids = await a.insert("compute", 2, until=str(until))  # as many as one worker has processes
+    await a.started(ids, within_s=60)
+    victim = (await a.holders(ids))[0]
+    its = sorted({e.facts["run"] for e in a.starts(ids) if e.pid == victim.pid})
+    pid = victim.pid
+    victim.kill()
+    killed_at = time.monotonic()
+    a.injected += 1
+    await a.started(its, leases=2, within_s=lapsed(a.form))
+    until.touch()
+    await a.settled(ids)
+    alive = [e.at for e in a.reader.look() if e.pid == pid and e.what in {"tick", "effect"} and e.at > killed_at]
+    return max(alive, default=killed_at) - killed_at
+
+
 @act("SIGSTOP past the lease, SIGCONT, may not end itself", lambda form: form.settings.get("heartbeat_interval_s", 15))
 async def refused_zombie(a: Arena) -> float:
     await a.workers(2, on_lapse="log")

@@ -13,5 +13,7 @@ POISON = {
 HOLDS_GIL = {"gil", "regex"}
 #: Writes its effect in run.transaction(): the run is settled before its handler returns.
 EXACT = "exact"
+#: Has a step that is recorded, and one that writes its effect together with its record, under whichever lease.
+STEPPED = "stepped"
 #: In the mixture so many of this kind are executed at once, by a limit.
 LIMITED, AT_ONCE = "flaky", 5

@@ -79,6 +79,11 @@ async def _exact(a: Arena, shot: Shot) -> list[str]:
     return await a.insert("exact", 3)
 
 
+async def _stepped(a: Arena, shot: Shot) -> list[str]:
+    await shot.arm()
+    return await a.insert("stepped", 3)
+
+
 async def _flaky(a: Arena, shot: Shot) -> list[str]:
     await shot.arm()
     return await a.insert("flaky", 3, fails=1)
@@ -150,6 +155,8 @@ STEPS = [
     Step("settle", statement("settle"), _good),
     Step("own transaction: settle", statement("settle"), _exact),
     Step("own transaction: COMMIT", "COMMIT;", _exact),
+    Step("step: record", statement("steps_put"), _stepped),
+    Step("step in a transaction: COMMIT", "COMMIT;", _stepped),
     Step("give-back", statement("give_back"), _flaky),
     Step("heartbeat", statement("heartbeat"), _holding),
     Step("presence", statement("worker_present"), _holding),

@@ -50,6 +50,7 @@ BEGIN
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.audit'),
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
+            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.steps, {schema}.run_logs'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume, {schema}.set_limit, {schema}.remove_limit'),
             ('worker', 'SELECT, UPDATE ON {schema}.limits'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.places, {schema}.rates'),
@@ -62,6 +63,8 @@ BEGIN
             ('worker', 'EXECUTE ON FUNCTION {schema}.enqueue, {schema}.key_holder, {schema}.uuid7, {schema}.cancel, {schema}.retry'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.with_error, {schema}.announce, {schema}.complete'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.make_partitions, {schema}.drop_expired_partitions'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.ended_days, {schema}.delete_expired'),
+            ('worker', 'SELECT ON {schema}.retention'),
             ('operator', 'USAGE ON SCHEMA {schema}'),
             ('operator', 'EXECUTE ON FUNCTION {schema}.cancel, {schema}.retry, {schema}.forget, {schema}.pause, {schema}.resume'),
             ('observer', 'USAGE ON SCHEMA {schema}')
@@ -73,6 +76,13 @@ BEGIN
           FROM pg_class AS c CROSS JOIN (VALUES ('operator'), ('observer')) AS r (reader)
          WHERE c.relnamespace = quote_ident('{name}')::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
            AND c.relname <> 'waiters'  -- of every project
+        UNION ALL
+        -- Many runs at once: for those who may steer one, and for those who read.
+        SELECT bound, 'EXECUTE ON FUNCTION {schema}.replay, {schema}.cancel_runs, {schema}.retry_runs, '
+            '{schema}.set_retention' FROM (VALUES ('worker'), ('operator')) AS b (bound)
+        UNION ALL
+        SELECT bound, 'EXECUTE ON FUNCTION {schema}.failed_groups, {schema}.error_line, {schema}.live_matching, '
+            '{schema}.settled_matching' FROM (VALUES ('worker'), ('operator'), ('observer')) AS b (bound)
         UNION ALL
         -- The policies ask both in the name of whoever reads.
         SELECT bound, what FROM (VALUES ('producer'), ('operator'), ('observer')) AS b (bound) CROSS JOIN (VALUES
