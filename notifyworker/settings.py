@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from notifyworker.errors import SettingsError
+from notifyworker.tokens import NamedToken, named_tokens_of
 
 #: Deadlines that no user needs to turn, in seconds. They enter the sums that are checked below.
 CONNECT_S = 5.0
@@ -33,9 +34,12 @@ _LONGEST_NAME = 200  # as the columns
 #: What stands in the database, so that it is one for the whole fleet.
 FLEET_SETTINGS = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", "idempotency_window_s", "history_retention_days")
 
+#: Where a proxy may show the page.
+PREFIX = r"(/[A-Za-z0-9._~-]+){0,8}"
+
 _LAPSE = 0.9  # of a lease without a renewal: then it may be another's soon
 
-_SECRETS = frozenset({"dsn", "listen_dsn", "admin_dsn", "token"})
+_SECRETS = frozenset({"dsn", "listen_dsn", "admin_dsn", "token", "tokens"})
 _Seconds = Annotated[float, Field(gt=0, le=86400 * 366, allow_inf_nan=False)]
 _Names = Annotated[list[str] | None, NoDecode]
 
@@ -86,6 +90,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
     token: SecretStr | None = None
+    tokens: SecretStr | None = None
+    prefix: str | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     run_log_lines: int = Field(200, ge=0, le=1000)
@@ -179,6 +185,25 @@ class Settings(BaseSettings):
             )
             raise ValueError(message)
         return self
+
+    @field_validator("prefix")
+    @classmethod
+    def _is_path(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(PREFIX, value):
+            message = "give the path below which a proxy shows the page, such as /queue, without a slash at its end"
+            raise ValueError(message)
+        return value
+
+    @field_validator("tokens")
+    @classmethod
+    def _are_tokens(cls, value: SecretStr | None) -> SecretStr | None:
+        named_tokens_of(value.get_secret_value() if value else None)
+        return value
+
+    @property
+    def named_tokens(self) -> list[NamedToken]:
+        """The tokens that have a name and a role."""
+        return named_tokens_of(self.tokens.get_secret_value() if self.tokens else None)
 
     @property
     def heartbeat_deadline_s(self) -> float:

@@ -98,6 +98,7 @@ class WorkerOptions(DatabaseOptions):
     host: Annotated[str | None, Parameter(help="Where the sidecar listens [default: 127.0.0.1].")] = None
     port: Annotated[int | None, Parameter(help="Its port; 0 for a free one [default: 8080].", **_LEADING)] = None
     token: Annotated[str | None, Parameter(help="What its clients must show. Better given as NOTIFYWORKER_TOKEN.")] = None
+    prefix: Annotated[str | None, Parameter(help="The path below which a proxy shows the page [default: none].")] = None
     tls_cert: Annotated[Path | None, Parameter(help="Its certificate with the chain, a PEM file [default: no TLS].")] = None
     tls_key: Annotated[Path | None, Parameter(help="The certificate's key, a PEM file without a password.")] = None
     run_log_lines: Annotated[

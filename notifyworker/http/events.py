@@ -26,17 +26,20 @@ _HEADERS = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 class Events:
     """One publisher, the worker, and its listeners. All of it belongs to the event loop."""
 
-    def __init__(self, listen: Callable[[bool], None]) -> None:
+    def __init__(self, listen: Callable[[bool], None], *, queue: int = QUEUE) -> None:
         """`listen` is told whether anybody listens, so that a worker makes no event that nobody wants."""
         self._listen = listen
+        self._queue = queue
         self._listeners: set[_Listener] = set()
         self._closed = False
 
-    def publish(self, event: dict[str, object]) -> None:
+    def publish(self, event: dict[str, object], *, name: str = "run") -> None:
         """Send to all. Never waits."""
+        if not self._listeners:
+            return
         if len(str(event.get("progress", ""))) > PROGRESS_CHARACTERS:
-            event = {name: value for name, value in event.items() if name != "progress"}
-        text = b"event: run\ndata: " + dumps(shown(event)) + b"\n\n"
+            event = {member: value for member, value in event.items() if member != "progress"}
+        text = f"event: {name}\ndata: ".encode() + dumps(shown(event)) + b"\n\n"
         for listener in self._listeners:
             listener.put(text)
 
@@ -54,7 +57,7 @@ class Events:
             return response
         if self._closed or len(self._listeners) >= LISTENERS:
             raise Problem(503, "Service Unavailable", f"{LISTENERS} listen already", headers={"Retry-After": "15"})
-        listener = _Listener(request, response)
+        listener = _Listener(request, response, self._queue)
         self._listeners.add(listener)  # before the head is sent: who has read it misses nothing
         self._listen(len(self._listeners) > 0)
         try:
@@ -74,7 +77,8 @@ class Events:
 class _Listener:
     """What one listener still has to be sent."""
 
-    def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
+    def __init__(self, request: web.Request, response: web.StreamResponse, queue: int) -> None:
+        self._queue = queue
         self._request = request
         self._response = response
         self._waiting: deque[bytes] = deque()
@@ -83,7 +87,7 @@ class _Listener:
         self._is_writing = False
 
     def put(self, text: bytes) -> None:
-        if len(self._waiting) == QUEUE:
+        if len(self._waiting) == self._queue:
             self._waiting.popleft()
             self._dropped += 1
         self._waiting.append(text)

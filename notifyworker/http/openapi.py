@@ -240,6 +240,12 @@ def _parameter(name: str, schema: Json, where: str = "query") -> Json:
 
 _RUN_ID = _parameter("run_id", _UUID, "path")
 _SCHEDULE_NAME = _parameter("name", _NAME, "path")
+_ACTION = _parameter("name", {"type": "string", "enum": ["runs", "again", "pause", "resume", "schedule", "reaper"]}, "path")
+_ASSET = _parameter("name", {"type": "string"}, "path")
+_BEFORE = _parameter(
+    "before", {"type": "integer", "minimum": 0, "maximum": 10**18 - 1, "description": "`next_before` of the page before"}
+)
+_LIST: Json = {"type": "array", "items": {"type": "object"}}
 _PAGING = [
     _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}),
     _parameter("cursor", {"type": "string", "description": "`next_cursor` of the page before", "pattern": CURSOR}),
@@ -334,6 +340,9 @@ def _paths() -> Json:
     known = {"200": _answer("a session, as a cookie", status), "303": {"description": "the same, after a form"}}
     token = {"schema": _object({"token": _TEXT})}
     tokens = {"application/json": token, "application/x-www-form-urlencoded": token}
+    html = {"description": "a page", "content": {"text/html": {}}}
+    form = {"200": html, "303": {"description": "done; the way back"}}
+    any_form = {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}
     new_run = {"application/json": {"schema": _ref("NewRun")}}
     pause = {"application/json": {"schema": _ref("NewPause")}}
     scope = {"application/json": {"schema": _ref("Scope")}}
@@ -412,7 +421,26 @@ def _paths() -> Json:
         "/metrics": {"get": _operation("metrics", "metrics of this worker", metrics, is_open=True)},
         "/events": {"get": _operation("events", "state changes and progress, of runs that this worker executes", events)},
         "/openapi.json": {"get": _shown("openapi", "this document", {"type": "object"})},
-        "/login": {"post": _operation("login", "the token for a session", known, body=tokens, is_open=True)},
+        "/live": {"get": _operation("live", "a pulse for pages: there is something new", events)},
+        "/system": {"get": _shown("show_system", "what the doctor finds, tables, settings", {"type": "object"})},
+        "/audit": {
+            "get": _shown(
+                "list_audit", "what was done by hand", _object({"actions": _LIST, "next_before": _or_null(_INTEGER)}), [_BEFORE]
+            )
+        },
+        "/actions/{name}": {
+            "post": _operation("act", "for the page: asks, then does", form, parameters=[_ACTION], body=any_form)
+        },
+        "/assets/{name}": {
+            "get": _operation(
+                "asset", "what the page is drawn with", {"200": {"description": "a file"}}, parameters=[_ASSET], is_open=True
+            )
+        },
+        "/logout": {"post": _operation("logout", "end the session of this browser", {"303": {"description": "to the way in"}})},
+        "/login": {
+            "get": _operation("login_page", "the way in", {"200": html, "303": {"description": "none is wanted"}}, is_open=True),
+            "post": _operation("login", "the token for a session", known, body=tokens, is_open=True),
+        },
     }
 
 

@@ -4,6 +4,8 @@ The sidecar's own two connections: whatever operators ask for, the worker's are 
 Opened when they are first needed, so that probes are answered while the database is away.
 """
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -24,12 +26,21 @@ SELECT set_config(name, value, false)
 """
 
 
+#: A snapshot for the page: what it reads in one transaction is of one moment, changes nothing, and ends soon. By SET LOCAL,
+#: which also holds behind a transaction pooler.
+READ_S = 2.0
+_READ = f"""BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+SET LOCAL statement_timeout = '{READ_S:g}s'; SET LOCAL lock_timeout = '500ms';
+SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off"""
+
+
 class Pool:
     """A Queryable, for many requests at once. `open` it, and `close` it."""
 
-    def __init__(self, dsn: str, schema: str) -> None:
+    def __init__(self, dsn: str, schema: str, *, purpose: str = "sidecar") -> None:
         self._dsn = dsn
         self._schema = schema
+        self._purpose = purpose
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
     async def open(self) -> None:
@@ -46,6 +57,25 @@ class Pool:
 
     async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[asyncpg.Record]:  # noqa: ASYNC109 - asyncpg's own signature
         """Execute and return all rows. Raises DatabaseError, within a dozen seconds."""
+        async with self._acquired() as connection:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=timeout or _ANSWER_S)
+            return rows
+
+    @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Connection]:
+        """One connection inside a transaction that only reads, as of one moment. Raises DatabaseError."""
+        async with self._acquired() as connection:
+            await connection.execute(_READ, timeout=READ_S + 1)
+            try:
+                yield connection
+            except BaseException as error:
+                if is_of_use(error):
+                    await connection.execute("ROLLBACK", timeout=READ_S + 1)
+                raise
+            await connection.execute("ROLLBACK", timeout=READ_S + 1)
+
+    @contextlib.asynccontextmanager
+    async def _acquired(self) -> AsyncIterator[Any]:
         if self._pool is None:
             message = "the sidecar is stopped"
             raise asyncpg.InterfaceError(message)
@@ -56,7 +86,7 @@ class Pool:
             message = "no connection within the deadline"
             raise asyncpg.InterfaceError(message) from error
         try:
-            return await connection.fetch(query, *args, timeout=timeout or _ANSWER_S)
+            yield connection
         except BaseException as error:
             if not is_of_use(error):  # timed out, cut, cancelled or now on a standby: never to be used again
                 connection.terminate()
@@ -65,7 +95,7 @@ class Pool:
             await pool.release(connection)
 
     async def _connect(self, *_args: Any, **_options: Any) -> Connection:
-        connection = await connect(self._dsn, schema=self._schema, purpose="sidecar")
+        connection = await connect(self._dsn, schema=self._schema, purpose=self._purpose)
         try:
             await connection.fetch(_SETTINGS, connection.get_server_pid(), f"{STATEMENT_S:g}s", timeout=ACQUIRE_S)
         except BaseException:

@@ -58,6 +58,20 @@ class Query:
                 raise Problem.of(parameter, fault.removeprefix("$ "))
         return value
 
+    def one_of(self, parameter: str, known: list[str]) -> str | None:
+        """Return a word out of a list."""
+        value = self._given.get(parameter)
+        if value is not None and value not in known:
+            raise Problem.of(parameter, f"must be one of {', '.join(known)}")
+        return value
+
+    def whole(self, parameter: str) -> int | None:
+        """Return a whole number."""
+        value = self._given.get(parameter)
+        if value is not None and not re.fullmatch(r"[0-9]{1,18}", value, re.ASCII):
+            raise Problem.of(parameter, "must be a whole number")
+        return int(value) if value is not None else None
+
     def limit(self) -> int:
         """Return how many rows a page may have."""
         value = self._given.get("limit")

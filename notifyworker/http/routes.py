@@ -3,7 +3,6 @@
 import asyncio
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import parse_qs
 
 import asyncpg
 from aiohttp import web
@@ -12,17 +11,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
 from notifyworker.given import Conflicts, new_run, refused
 from notifyworker.http.answer import dumps, json_answer, shown
-from notifyworker.http.auth import Guard
 from notifyworker.http.body import SMALL_BYTES, read_object
 from notifyworker.http.events import Events
 from notifyworker.http.limits import Limits
 from notifyworker.http.many import Many
 from notifyworker.http.observed import Observed
 from notifyworker.http.openapi import document
-from notifyworker.http.overview import overview
 from notifyworker.http.pauses import Pauses
 from notifyworker.http.pool import Pool
-from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
 from notifyworker.http.shares import Shares
@@ -46,19 +42,17 @@ _SYSTEMS = frozenset(
 class Routes:
     """What the sidecar answers, of one worker."""
 
-    def __init__(self, worker: Observed, pool: Pool, events: Events, guard: Guard) -> None:
+    def __init__(self, worker: Observed, pool: Pool, events: Events) -> None:
         self._worker = worker
         self._store = worker.store
         self._steps = StepStore(worker.store)
         self._logs = RunLogStore(worker.store)
         self._pool = pool
         self._events = events
-        self._guard = guard
 
     def table(self) -> list[web.RouteDef]:
         """All routes. A GET answers HEAD as well."""
         return [
-            web.get("/", self.home),
             web.get("/healthz", self.healthz),
             web.get("/readyz", self.readyz),
             web.get("/livez", self.livez),
@@ -77,7 +71,6 @@ class Routes:
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
             web.get("/openapi.json", self.openapi),
-            web.post("/login", self.login),
         ]
 
     # From memory, whatever the database does.
@@ -106,19 +99,6 @@ class Routes:
         """Describe all of these routes to programs."""
         Query(request, _NOTHING)
         return json_answer(document(version("notifyworker")))
-
-    async def login(self, request: web.Request) -> web.Response:
-        """Exchange the token, in a form or as JSON, for a session cookie."""
-        if request.content_type == "application/x-www-form-urlencoded":
-            given: Any = parse_qs((await request.read()).decode("utf-8", "replace")).get("token", [None])[0]
-            response = web.Response(status=303, headers={"Location": "/"})
-        else:
-            given = (await read_object(request)).get("token")
-            response = json_answer({"status": "ok"})
-        if not isinstance(given, str):
-            raise Problem.of("token", "is required, as text")
-        self._guard.log_in(request, given, response)
-        return response
 
     # Runs.
 
@@ -191,10 +171,6 @@ class Routes:
         """List the fleet."""
         Query(request, _NOTHING)
         return json_answer({"workers": [shown(row) for row in await self._store.workers_list(self._pool)]})
-
-    async def home(self, request: web.Request) -> web.Response:
-        """Show the page for people; the same as JSON to whoever asks for it."""
-        return await overview(request, self._worker, self._pool)
 
     async def _inserted(self, new: NewRun) -> Inserted:
         """Insert; what the database refuses is told without its own words, unless they are ours."""

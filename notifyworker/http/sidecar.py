@@ -13,6 +13,9 @@ from notifyworker.http.body import bodies
 from notifyworker.http.connections import protocols, served
 from notifyworker.http.events import Events
 from notifyworker.http.observed import Observed
+from notifyworker.http.page.actions import Actions
+from notifyworker.http.page.live import Live
+from notifyworker.http.page.pages import Pages
 from notifyworker.http.pool import Pool
 from notifyworker.http.problem import problems
 from notifyworker.http.routes import Routes
@@ -31,7 +34,10 @@ class Sidecar:
         self._settings = worker.settings
         self._token = self._settings.token.get_secret_value() if self._settings.token else None
         self._pool = Pool(worker.dsn, self._settings.schema_name)
-        self._events = Events(lambda is_heard: worker.publish_to(self.publish if is_heard else None))
+        self._page_pool = Pool(worker.dsn, self._settings.schema_name, purpose="page")
+        self._events = Events(self._events_heard)
+        self._has_listeners = False
+        self._live = Live(self._hear)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._port = self._settings.port
@@ -48,13 +54,22 @@ class Sidecar:
     def publish(self, event: dict[str, object]) -> None:
         """Tell all listeners of /events. On the event loop only."""
         self._events.publish(event)
+        self._live.changed()
+
+    def _events_heard(self, is_heard: bool) -> None:  # noqa: FBT001 - called back with it alone
+        self._has_listeners = is_heard
+        self._hear()
+
+    def _hear(self) -> None:
+        self._worker.publish_to(self.publish if self._has_listeners or self._live.is_heard else None)
 
     async def start(self) -> None:
         """Listen. Raises SettingsError where anybody could come in or the certificate is unusable, StartError if the port can't be had."""
-        check_listening(self._settings.host, self._token)
+        check_listening(self._settings.host, self._token, self._settings.named_tokens)
         context = server_context(self._settings.tls_cert, self._settings.tls_key)
         try:
             await self._pool.open()
+            await self._page_pool.open()
             self._runner = web.AppRunner(self._application(), shutdown_timeout=_SHUTDOWN_S, handler_cancellation=True)
             await self._runner.setup()
             await self._listen(self._runner, context)
@@ -71,18 +86,22 @@ class Sidecar:
                 self._server.close()
                 self._server = None
             self._events.close()
+            await self._live.close()
             if self._runner is not None:
                 await self._runner.cleanup()
                 self._runner = None
             self._pool.close()
+            self._page_pool.close()
 
     def _application(self) -> web.Application:
-        guard = Guard(self._token, self._settings.host)
-        application = web.Application(
-            middlewares=[problems, guard.middleware, bodies(lambda: self._worker.max_payload_bytes + _ROOM_BYTES), served],
-        )
+        guard = Guard(self._token, self._settings.host, self._settings.named_tokens)
+        pages = Pages(self._worker, self._page_pool, guard, self._live)
+        actions = Actions(self._worker, self._pool, pages)
+        limited = bodies(lambda: self._worker.max_payload_bytes + _ROOM_BYTES)
+        application = web.Application(middlewares=[problems, pages.told, guard.middleware, limited, served, pages.drawn])
         application.on_response_prepare.append(secure)
-        application.add_routes(Routes(self._worker, self._pool, self._events, guard).table())
+        application.add_routes(Routes(self._worker, self._pool, self._events).table())
+        application.add_routes([*pages.table(), *actions.table()])
         return application
 
     async def _listen(self, runner: web.AppRunner, context: ssl.SSLContext | None) -> None:

@@ -8,9 +8,10 @@ WITH outcome AS (
 ), mine AS MATERIALIZED (
     SELECT r.run_id, r.is_limited, o.counts, o.error, coalesce(o.progress, r.progress) AS progress,
            CASE WHEN o.delay_s IS NULL THEN r.run_at ELSE now() + o.delay_s * interval '1 s' END AS run_at,
-           CASE WHEN o.error IS NULL THEN r.errors ELSE {schema}.with_error(r.errors, o.error) END AS errors
+           CASE WHEN o.error IS NULL THEN r.errors ELSE {schema}.with_error(r.errors, o.error
+               || jsonb_build_object('started_at', to_char(r.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))) END AS errors
       FROM outcome AS o, LATERAL (
-          SELECT r.run_id, r.run_at, r.errors, r.progress, r.is_limited
+          SELECT r.run_id, r.run_at, r.errors, r.started_at, r.progress, r.is_limited
             FROM {schema}.runs AS r
            WHERE r.run_id = o.run_id AND r.lease_token = o.lease_token AND r.lease_owner = $1 AND r.state = 'running'
              FOR UPDATE SKIP LOCKED) AS r

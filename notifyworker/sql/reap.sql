@@ -12,7 +12,7 @@ WITH dead AS (
            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
            AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended($4 || owner, 0))
 ), taken AS MATERIALIZED (
-    SELECT r.run_id, r.kind, r.project_id, r.attempt, r.lease_owner, r.attempt >= r.max_attempts AS is_last,
+    SELECT r.run_id, r.kind, r.project_id, r.attempt, r.lease_owner, r.attempt >= r.max_attempts AS is_last, r.started_at,
            r.lease_expires_at > now() AS was_alive, r.is_limited
       FROM {schema}.runs AS r
      WHERE r.lease_expires_at IS NOT NULL
@@ -22,7 +22,8 @@ WITH dead AS (
        FOR UPDATE OF r SKIP LOCKED
 ), entry AS (
     SELECT jsonb_object_agg(run_id, jsonb_build_object('attempt', attempt, 'code', 'E-RUN-002', 'worker', lease_owner,
-               'traceback', NULL, 'message', CASE WHEN was_alive
+               'traceback', NULL, 'started_at', to_char(started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+               'message', CASE WHEN was_alive
                    THEN 'the worker is gone: its session has ended' ELSE 'the lease expired' END)) AS of_run
       FROM taken
 ), back AS (

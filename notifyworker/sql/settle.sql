@@ -32,7 +32,8 @@ WITH mine AS MATERIALIZED (
     SELECT run_id, replay_of, run_at, created_at, expires_at, CASE WHEN was_started THEN started_at END, now(), lease_token, timeout,
            priority, max_attempts, attempt - (NOT was_started)::int, is_shadow, became, kind, project_id, lease_owner,
            shadow_by, idempotency_key, concurrency_key, error_code, payload, headers,
-           CASE WHEN error IS NULL THEN errors ELSE {schema}.with_error(errors, error) END,
+           CASE WHEN error IS NULL THEN errors ELSE {schema}.with_error(errors, error
+               || jsonb_build_object('started_at', to_char(started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))) END,
            coalesce(last_progress, progress), result, effects
       FROM gone
     RETURNING 1

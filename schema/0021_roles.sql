@@ -48,6 +48,7 @@ BEGIN
             ('observer', 'EXECUTE ON FUNCTION {schema}.expect, {schema}.expect_no_more'),
             ('worker', 'SELECT, DELETE ON {schema}.pauses'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.schedules'),
+            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.audit'),
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.steps, {schema}.run_logs'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume, {schema}.set_limit, {schema}.remove_limit'),

@@ -1,0 +1,54 @@
+"""What the page is drawn with: files of ours and of others, from memory, under names that change with their contents."""
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+
+from aiohttp import web
+
+from notifyworker.http.problem import Problem
+
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_NAMES = ("icon.svg", "page.css", "page.js", "vendor/htmx.min.js", "vendor/hx-sse.min.js", "vendor/uPlot.iife.min.js")
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One file: its bytes, plain and packed, and the hash that stands in its address."""
+
+    name: str
+    plain: bytes
+    packed: bytes
+    version: str
+
+
+class Assets:
+    """All of them. Anybody may have them: they are public, and the way in is drawn with them."""
+
+    def __init__(self) -> None:
+        folder = resources.files("notifyworker") / "http" / "page" / "assets"
+        self._by_name = {}
+        for path in _NAMES:
+            plain = folder.joinpath(*path.split("/")).read_bytes()
+            name = path.rpartition("/")[2]
+            self._by_name[name] = Asset(name, plain, gzip.compress(plain, 9, mtime=0), hashlib.sha256(plain).hexdigest()[:12])
+
+    def url(self, base: str, name: str) -> str:
+        """Where it is, below the page's base path."""
+        return f"{base}/assets/{name}?v={self._by_name[name].version}"
+
+    async def serve(self, request: web.Request) -> web.Response:
+        """Answer with one; whoever asks by its version never needs to ask again."""
+        asset = self._by_name.get(request.match_info["name"])
+        if asset is None:
+            raise Problem(404, "Not Found", "there is no such file")
+        is_packed = "gzip" in request.headers.get("Accept-Encoding", "")
+        headers = {
+            "Content-Type": _TYPES[asset.name.rpartition(".")[2]] + "; charset=utf-8",
+            "Cache-Control": "public, max-age=31536000, immutable" if request.query.get("v") == asset.version else "no-cache",
+            "Vary": "Accept-Encoding",
+        }
+        if is_packed:
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=asset.packed if is_packed else asset.plain, headers=headers)

@@ -1,0 +1,77 @@
+"""
+One pulse for all pages: it says that there is something new, and each page asks for itself.
+
+It beats when the worker saw a change, or each few seconds for what others did; never faster than what the pages cost to
+draw allows, so that looking does not hurt the queue.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+from notifyworker.http.events import Events
+
+SLOWEST_S = 5.0
+_FASTEST_S = 2.0
+_SLOWED_S = 20.0
+_SHARE = 0.015  # of the event loop's time that drawing may take; what is read for it takes as much again
+
+
+class Live:
+    """The pulse. All of it belongs to the event loop."""
+
+    def __init__(self, listen: Callable[[], None]) -> None:
+        """`listen` is called when the first page comes or the last one goes."""
+        self._listen = listen
+        self.stream = Events(self._heard, queue=1)
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._spent_s = 0.0
+        self._closed = False
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether a page is open."""
+        return self._task is not None
+
+    def changed(self) -> None:
+        """Something is new. Called for each run, so that it does next to nothing."""
+        self._changed.set()
+
+    def spent(self, seconds: float) -> None:
+        """A page was drawn, and kept the event loop for so long."""
+        self._spent_s += seconds
+
+    async def close(self) -> None:
+        """End all streams and the pulse."""
+        self._closed = True
+        self.stream.close()
+        await self._end()
+
+    def _heard(self, is_heard: bool) -> None:  # noqa: FBT001 - called back with it alone
+        if is_heard and self._task is None and not self._closed:
+            self._task = asyncio.create_task(self._beat(), name="notifyworker page pulse")
+            self._listen()
+        elif not is_heard and self._task is not None:
+            self._task.cancel()
+            self._task = None
+            self._listen()
+
+    async def _end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _beat(self) -> None:
+        while True:
+            rest_s = min(_SLOWED_S, max(_FASTEST_S, self._spent_s / _SHARE))
+            self._spent_s = 0.0
+            await asyncio.sleep(rest_s)  # the pulse itself: it waits for time, and is cancelled at the end
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, SLOWEST_S - rest_s)):
+                    await self._changed.wait()
+            self._changed.clear()
+            self.stream.publish({"at": time.time()}, name="tick")
