@@ -56,7 +56,7 @@ class StepTransactions:
 
         In a shadow run all is rolled back, and the record is left to the caller. Raises LeaseLost: nothing was written.
         """
-        async with await self._transactions.connection() as connection:
+        async with self._transactions.connection() as connection:
             transaction = connection.transaction(isolation="read_committed")
             await transaction.start()
             try:

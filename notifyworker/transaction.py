@@ -9,7 +9,7 @@ locked under the same lease it was rolled back; and once the row is gone it was 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any, cast
 from uuid import UUID
 
@@ -89,7 +89,7 @@ class Transactions:
         if (step := inside.get(None)) is not None:
             message = f"transaction() is opened inside of step {step!r}, which it would leave without a record"
             raise RuntimeError(message)
-        async with await self.connection(given) as connection:
+        async with self.connection(given) as connection:
             if connection.is_in_transaction():
                 message = "a transaction is open on this connection already: transaction() begins and ends its own"
                 raise RuntimeError(message)
@@ -129,15 +129,25 @@ class Transactions:
             await self._before([(attempt.run.run_id, attempt.run.lease_token)])
             await self.unhurried(self._commit(connection, transaction, attempt, outcome))
 
-    async def connection(self, given: "Connection | None" = None) -> AbstractAsyncContextManager[Connection]:
+    @asynccontextmanager
+    async def connection(self, given: "Connection | None" = None) -> AsyncIterator[Connection]:
         """Take one of the connections for handlers, for the length of a block; or the handler's own."""
         if given is not None:
-            return nullcontext(given)
+            yield given
+            return
         async with self._opening:
             if self._pool is None:
                 self._pool = await self._opened()
             pool = self._pool
-        return cast("AbstractAsyncContextManager[Connection]", pool.acquire())
+        connection = await pool.acquire()
+        try:
+            yield cast("Connection", connection)
+        finally:
+            try:
+                await pool.release(connection, timeout=CANCEL_S)
+            except DatabaseError as error:
+                # The pool has cut it. What became of the block is known: a commit that was answered has not failed now.
+                log.debug("handler_connection_lost", error=brief(error))
 
     async def _opened(self) -> "asyncpg.Pool[asyncpg.Record]":
         def connect(*_arguments: Any, **_options: Any) -> Coroutine[Any, Any, Connection]:
