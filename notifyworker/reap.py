@@ -187,10 +187,7 @@ class Reaper:
         try:
             made = await self._store.make_partitions(self._link)
             dropped = await self._store.drop_expired_partitions(self._link)
-            while await self._steps.steps_forget(self._link, limit=_BATCH) == _BATCH:
-                continue
-            while await self._logs.run_logs_forget(self._link, limit=_BATCH) == _BATCH:
-                continue
+            await self._forget_belongings()
         except asyncpg.LockNotAvailableError:
             self._partitions_at = time.monotonic() + _LATER_S
             log.info("partitions_put_off", retry_s=_LATER_S)
@@ -211,3 +208,10 @@ class Reaper:
         if not goes_on and self._sweeper.deleted:
             log.info("history_swept", deleted=self._sweeper.deleted)
             self._sweeper.deleted = 0
+            await self._forget_belongings()
+
+    async def _forget_belongings(self) -> None:
+        """Delete steps and logs of runs that are kept no longer."""
+        for forget in (self._steps.steps_forget, self._logs.run_logs_forget):
+            while await forget(self._link, limit=_BATCH) == _BATCH:
+                continue

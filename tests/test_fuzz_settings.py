@@ -107,7 +107,7 @@ def test_command_line(given, stray):
     tokens = [token for name, value in given.items() if name in fields for token in (fields[name], value)]
     out, err = io.StringIO(), io.StringIO()
     with (
-        mock.patch("notifyworker.cli.worker._executed", lambda _found, work: work.close() or 0),
+        mock.patch("notifyworker.cli.worker.executed", lambda _found, work: work.close() or 0),
         contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended,
     ):  # fmt: skip
         main(["worker", APP, *tokens, *stray])

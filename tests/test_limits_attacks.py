@@ -34,7 +34,7 @@ async def claim(
 async def settle(on: asyncpg.Connection, *runs: UUID, owner: str = "w") -> int:
     """Settle as a worker does, and return how many were."""
     tokens = [await on.fetchval("SELECT lease_token FROM notifyworker.runs WHERE run_id = $1", run) for run in runs]
-    row = await on.fetchrow(Store("notifyworker")._sql["settle"], owner, list(runs), tokens, *[[]] * 6, timeout=2)
+    row = await on.fetchrow(Store("notifyworker")._sql["settle"], owner, list(runs), tokens, *[[]] * 7, timeout=2)
     return row[0]
 
 

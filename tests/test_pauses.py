@@ -94,8 +94,9 @@ async def test_a_pause_that_is_shortened_ends_sooner(house, connection):
     assert await connection.fetchval("SELECT array_agg(reason) FROM notifyworker.pauses") == ["second"]
 
 
-async def test_a_backlog_stops_at_the_pause(make_worker, connection):
+async def test_a_backlog_stops_at_the_pause(make_worker, connection, dsn):
     """Also for a worker that has more to claim than slots, and so looks seldom."""
+    own = await asyncpg.connect(dsn)  # the handler's: the other one looks meanwhile
     worker = make_worker(concurrency=2)
     executed = 0
 
@@ -104,7 +105,7 @@ async def test_a_backlog_stops_at_the_pause(make_worker, connection):
         nonlocal executed
         executed += 1
         if executed == 20:
-            await connection.execute("SELECT notifyworker.pause('a')")
+            await own.execute("SELECT notifyworker.pause('a')")
 
     await connection.execute("INSERT INTO notifyworker.runs (kind) SELECT 'a' FROM generate_series(1, 500)")
     async with worker:
@@ -114,6 +115,7 @@ async def test_a_backlog_stops_at_the_pause(make_worker, connection):
         assert 500 - 20 - 10 < left <= 480
         await connection.execute("SELECT notifyworker.resume('a')")
         await eventually(lambda: connection.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.runs)"), 30)
+    await own.close()
 
 
 async def test_a_handler_pauses_its_kind(make_worker, connection):

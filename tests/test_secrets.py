@@ -123,7 +123,9 @@ class Heard:
         self.said.append((where, text))
 
     def check(self) -> None:
-        for where, text in self.said:
+        for where, told in self.said:
+            # The page shows operators by what runs fail, as GET /runs does; what an error of theirs quotes is their own.
+            text = told.replace(PAYLOAD, "") if where == "GET /" else told
             assert MARK not in text, (where, [line for line in text.splitlines() if MARK in line][:3])
 
 

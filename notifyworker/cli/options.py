@@ -62,6 +62,9 @@ class WorkerOptions(DatabaseOptions):
     prefetch: Annotated[int | None, Parameter(help="Runs claimed beyond the free slots [default: 0].", **_LEADING)] = None
     processes: Annotated[int | None, Parameter(help="For handlers that compute [default: processors].", **_LEADING)] = None
     poll_interval_s: Annotated[float | None, Parameter(help="Fallback poll [default: 5].", **_LEADING)] = None
+    progress_interval_s: Annotated[
+        float | None, Parameter(help="How often a run's progress is written [default: 0.5].", **_LEADING)
+    ] = None
     lease_s: Annotated[float | None, Parameter(help="Lease; at least three heartbeats [default: 60].", **_LEADING)] = None
     heartbeat_interval_s: Annotated[float | None, Parameter(help="Renewal of leases [default: 15].", **_LEADING)] = None
     reaper_interval_s: Annotated[float | None, Parameter(help="Reaper of stale runs [default: 60].", **_LEADING)] = None

@@ -79,7 +79,9 @@ async def _lost(db: "Database") -> dict[str, Any]:
     if not await applied_version(db.connection, db.schema):
         message = f"there is no installation in the schema {db.schema}: nothing was removed"
         raise SchemaNotMigrated(message)
-    ours = [name for migration in migrations() for name in re.findall(r"CREATE TABLE \{schema\}\.(\w+)", migration.text)]
+    ours = [
+        name for migration in migrations() for name in re.findall(r"CREATE (?:UNLOGGED )?TABLE \{schema\}\.(\w+)", migration.text)
+    ]
     strangers = await db.connection.fetch(_STRANGERS, db.schema, ours)
     if strangers:
         names = ", ".join(row["relname"] for row in strangers)
