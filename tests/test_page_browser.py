@@ -184,7 +184,8 @@ async def test_the_way_in_and_what_a_viewer_may(make_house, connection, browser)
         await insert(connection, "nobody")
         async with looked_at(browser, f"{worker.url}/runs?state=pending") as page:
             await page.fill("#token", "nonsense")
-            await page.keyboard.press("Enter")
+            async with page.expect_navigation():
+                await page.keyboard.press("Enter")
             await shows(page, "This token is not known here")
             await page.goto(f"{worker.url}/runs?state=pending")
             await page.fill("#token", "s3cret-wall")
@@ -194,7 +195,8 @@ async def test_the_way_in_and_what_a_viewer_may(make_house, connection, browser)
             assert "wall, read only" in await text(page, "#sys")
             await page.click("text=Sign out")
             await page.fill("#token", "s3cret-anna")
-            await page.keyboard.press("Enter")
+            async with page.expect_navigation():
+                await page.keyboard.press("Enter")
             await page.goto(f"{worker.url}/runs?state=pending")
             assert await page.query_selector("tbody input") is not None
 

@@ -46,5 +46,9 @@ class Limits:
     async def remove(self, request: web.Request) -> web.Response:
         """End exactly the limit that the URL names."""
         query = Query(request, _SCOPE)
-        limit = limit_scope(kind=query.name("kind"), project_id=query.name("project_id"), per=query.text("per") or "all")
+        limit = limit_scope(
+            kind=query.name("kind"),
+            project_id=query.name("project_id"),
+            per=query.one_of("per", ["all", "project", "key"]) or "all",
+        )
         return json_answer({"removed": await self._store.limit_remove(self._pool, limit.kind, limit.project_id, limit.per)})
