@@ -5,16 +5,17 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 import pytest_asyncio
+import structlog
 from servers import Server, create_database, drop_database, eventually, provide
 
-from notifyworker import Worker
+from notifyworker import Worker, observe
 from notifyworker.migrate import migrate
 
 _sources: list[str] = []
@@ -120,6 +121,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             if name.startswith("NOTIFYWORKER_TEST_"):
                 continue
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that was called in this process has configured the logging of whatever test comes next."""
+    yield
+    structlog.reset_defaults()
+    vars(observe.log).pop("bind", None)  # where structlog keeps what it was configured with first
 
 
 @pytest.fixture(autouse=True)

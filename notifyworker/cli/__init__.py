@@ -74,8 +74,8 @@ def _uncoloured(tokens: Sequence[str]) -> list[str]:
 def _secrets_of(tokens: Sequence[str]) -> list[str]:
     """List what of a command line nobody else may read: passwords in DSNs, and the token."""
     secrets = [found["url"] or found["word"] for token in tokens for found in SECRETS.finditer(token)]
-    secrets += [token.partition("=")[2] for token in tokens if token.startswith("--token=")]
-    secrets += [after for token, after in itertools.pairwise(tokens) if token == "--token"]  # noqa: S105 - an option's name
+    secrets += [token.partition("=")[2] for token in tokens if token.startswith(("--token=", "--tokens="))]
+    secrets += [after for token, after in itertools.pairwise(tokens) if token in {"--token", "--tokens"}]
     return [secret for secret in secrets if secret]
 
 

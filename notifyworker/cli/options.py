@@ -60,6 +60,12 @@ class WorkerOptions(DatabaseOptions):
     kinds: Annotated[str | None, Parameter(help="Kinds that are claimed: a,b [default: those with a handler].")] = None
     concurrency: Annotated[int | None, Parameter(help="Runs at once [default: 10].", **_LEADING)] = None
     prefetch: Annotated[int | None, Parameter(help="Runs claimed beyond the free slots [default: 0].", **_LEADING)] = None
+    replaced_slots: Annotated[
+        int | None, Parameter(help="Handlers that ignore their end in whose place others run [default: 10].", **_LEADING)
+    ] = None
+    priority_ageing_s: Annotated[
+        float | None, Parameter(help="A run that waits so long counts one priority more [default: none].", **_LEADING)
+    ] = None
     processes: Annotated[int | None, Parameter(help="For handlers that compute [default: processors].", **_LEADING)] = None
     poll_interval_s: Annotated[float | None, Parameter(help="Fallback poll [default: 5].", **_LEADING)] = None
     progress_interval_s: Annotated[
@@ -101,6 +107,9 @@ class WorkerOptions(DatabaseOptions):
     host: Annotated[str | None, Parameter(help="Where the sidecar listens [default: 127.0.0.1].")] = None
     port: Annotated[int | None, Parameter(help="Its port; 0 for a free one [default: 8080].", **_LEADING)] = None
     token: Annotated[str | None, Parameter(help="What its clients must show. Better given as NOTIFYWORKER_TOKEN.")] = None
+    tokens: Annotated[
+        str | None, Parameter(help="NAME:operator:SECRET or NAME:viewer:SECRET, ... Better given as NOTIFYWORKER_TOKENS.")
+    ] = None
     prefix: Annotated[str | None, Parameter(help="The path below which a proxy shows the page [default: none].")] = None
     tls_cert: Annotated[Path | None, Parameter(help="Its certificate with the chain, a PEM file [default: no TLS].")] = None
     tls_key: Annotated[Path | None, Parameter(help="The certificate's key, a PEM file without a password.")] = None
