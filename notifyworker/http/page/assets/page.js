@@ -35,8 +35,8 @@ addEventListener('htmx:before:request', e => { if (e.target?.id === 'main' && (p
 addEventListener('htmx:after:swap', () => { dressed(); });
 addEventListener('htmx:sse:error', () => { cut = true; show(); });
 addEventListener('htmx:sse:close', () => { cut = true; show(); });
-// also at first: what has changed between the page and this connection, nobody tells again
-addEventListener('htmx:sse:after:connection', () => { cut = false; again(); });
+// also at first: what has changed between the page and this connection, nobody tells again; but what was done is to be read
+addEventListener('htmx:sse:after:connection', () => { if (cut || !$('.done')) again(); cut = false; });
 addEventListener('htmx:error', () => show());
 // a summary for those who listen, at most every ten seconds
 const said = () => { const h = $('h1'), p = $('#said'); if (!h || !p || Date.now() - last < 10000) return; const text = h.textContent.trim(); if (p.textContent !== text) { p.textContent = text; last = Date.now(); } };
