@@ -146,11 +146,15 @@ class Claims:
     async def _claim(self) -> bool:
         """Claim from the marks on. Tell whether there may be more."""
         may_be_more = False
-        for batch in self._lanes.batches(min(self._free(), max(_HALVED_FROM, self._half))):
-            if (limit := min(self._free(), max(_HALVED_FROM, self._half))) <= 0:
+        for batch in self._lanes.batches(self._limit()):
+            if (limit := self._limit()) <= 0:
                 return True
             may_be_more = await self._claim_of(batch, limit) or may_be_more
         return may_be_more
+
+    def _limit(self) -> int:
+        """How many runs one claim takes now."""
+        return min(self._free(), max(_HALVED_FROM, self._half))
 
     async def _claim_of(self, batch: Batch, limit: int) -> bool:
         """Claim from lanes of one sort. Tell whether there may be more."""
@@ -182,7 +186,8 @@ class Claims:
     def _note_marks(self, runs: list[Run], *, is_limited: bool) -> None:
         last: dict[Key, float] = {}
         for run in runs:
-            run.is_limited = is_limited
+            if is_limited:
+                run.is_limited = True
             last[run.kind, run.project_id, -2 * run.priority] = run.due_at_s  # a lane's runs come in the order of run_at
         for key, due_at_s in last.items():
             self._lanes.found(key, datetime.fromtimestamp(due_at_s, UTC))

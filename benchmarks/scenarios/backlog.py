@@ -12,7 +12,7 @@ import dataclasses
 import time
 
 from benchmarks.contender import Contender
-from benchmarks.lab import Lab, TurnError
+from benchmarks.lab import Lab, Turn, TurnError
 from benchmarks.scenarios import Case, Column, Options, ours
 from benchmarks.scenarios.drain import first_run
 
@@ -61,20 +61,24 @@ def cases(contenders: list[Contender], options: Options) -> list[Case]:
 
 def run(lab: Lab, case: Case, options: Options) -> dict[str, float]:
     crowd = CROWDS[case.variant.partition(" ")[2] or case.variant]
-    n = options.n
     with lab.turn(case.contender) as turn:
         turn.run("prepare", 60)
         crowded(lab, turn.database, crowd, case.parameters["crowd"])
-        turn.run("fill", 180, count=n)
-        lab.execute("VACUUM (ANALYZE)", turn.database)
-        lab.execute("CHECKPOINT")
-        worker = turn.start("work")
-        begin = first_run(turn, [worker])
-        while (count := turn.tallies.count()) < n and time.monotonic() - begin < options.window_s:
-            turn.check([worker])
-            time.sleep(POLL_S)
-        seconds = time.monotonic() - begin
-        turn.stop([worker], timeout_s=3)
+        turn.run("fill", 180, count=options.n)
+        return drained(lab, turn, options)
+
+
+def drained(lab: Lab, turn: Turn, options: Options) -> dict[str, float]:
+    """Let one worker execute N of what is there, after VACUUM ANALYZE and a checkpoint; return the figures."""
+    lab.execute("VACUUM (ANALYZE)", turn.database)
+    lab.execute("CHECKPOINT")
+    worker = turn.start("work")
+    begin = first_run(turn, [worker])
+    while (count := turn.tallies.count()) < options.n and time.monotonic() - begin < options.window_s:
+        turn.check([worker])
+        time.sleep(POLL_S)
+    seconds = time.monotonic() - begin
+    turn.stop([worker], timeout_s=3)
     return {"runs_per_s": count / seconds, "executed": count, "seconds": seconds, "trouble": turn.trouble}
 
 

@@ -7,13 +7,10 @@ so many concurrency keys. `under a limit`: of 100,000 at once, so that it is cou
 a thousand pauses of other kinds. From the start of the first handler until N have been executed.
 """
 
-import time
-
 from benchmarks.contender import Contender
 from benchmarks.lab import Lab
 from benchmarks.scenarios import Case, Column, Options, ours
-from benchmarks.scenarios.backlog import crowded
-from benchmarks.scenarios.drain import first_run
+from benchmarks.scenarios.backlog import crowded, drained
 
 NAME = "turns"
 TITLE = "Drain with keys, limits and shares"
@@ -25,7 +22,6 @@ COLUMNS = (
     Column("executed", "executed", divided=False),
     Column("seconds", "s", 2, higher_is_better=False, divided=False),
 )
-POLL_S = 0.002
 
 _RUNS = """INSERT INTO notifyworker.runs (kind, project_id, concurrency_key, payload)
            SELECT 'bench', {project}, {key}, '{{{{"t": 0}}}}' FROM generate_series(1, {{count}}) AS i"""
@@ -51,19 +47,9 @@ def cases(contenders: list[Contender], options: Options) -> list[Case]:
 
 def run(lab: Lab, case: Case, options: Options) -> dict[str, float]:
     before, rows = SHAPES[case.variant]
-    n = options.n
     with lab.turn(case.contender) as turn:
         turn.run("prepare", 60)
         if before:
             lab.execute(before, turn.database)
         crowded(lab, turn.database, rows, case.parameters["rows"])
-        lab.execute("VACUUM (ANALYZE)", turn.database)
-        lab.execute("CHECKPOINT")
-        worker = turn.start("work")
-        begin = first_run(turn, [worker])
-        while (count := turn.tallies.count()) < n and time.monotonic() - begin < options.window_s:
-            turn.check([worker])
-            time.sleep(POLL_S)
-        seconds = time.monotonic() - begin
-        turn.stop([worker], timeout_s=3)
-    return {"runs_per_s": count / seconds, "executed": count, "seconds": seconds, "trouble": turn.trouble}
+        return drained(lab, turn, options)
