@@ -218,10 +218,15 @@ class Lanes:
             for project_id, number in Counter(run.project_id for run in runs).items():
                 self._shares.claimed(project_id, number)
             if len(runs) < limit:
-                return batch.is_limited or self._were_held_back(batch, runs)
+                return batch.is_limited or self._were_held_back(batch, runs) or self._are_unread()
         elif len(runs) < limit:
             self.exhausted(batch.lanes)
+            return self._are_unread()
         return len(runs) == limit
+
+    def _are_unread(self) -> bool:
+        """Whether lanes are ready that one claim has no room for: the next one reads them."""
+        return len(self._in_order) > LANES_A_CLAIM and any(lane.is_ready for lane in self._in_order)
 
     def _were_held_back(self, batch: Batch, runs: Sequence[Taken]) -> bool:
         """Whether a lane gave all that it might; those that gave less have no more."""
