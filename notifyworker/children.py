@@ -66,14 +66,15 @@ class Children:
 
     async def start(self, attempt: Attempt, starts: Sequence[Start], last: Start | None) -> tuple[list[UUID], UUID | None]:
         """Note what is to be started, together with a last one for when all are settled; return the ids."""
-        rows = [self._row(start) for start in [*starts, *([last] if last else [])]]
         refuse_inside(attempt, "start")
         family = await self._family(attempt)
         async with family.loading:  # ids come in the order of the calls, also of those made side by side
             places = [family.next_position(start.kind) for start in starts]
-            fresh = iter(await self._fresh(sum(known is None for _, known in places) + (last is not None)))
+            is_new = [known is None for _, known in places]
+            rows = [self._row(start) if new else None for start, new in zip(starts, is_new, strict=True)]
+            fresh = await self._fresh(family, sum(is_new) + (last is not None))
             ids = []
-            for (position, known), start, row in zip(places, starts, rows, strict=False):
+            for (position, known), start, row in zip(places, starts, rows, strict=True):
                 child = known or next(fresh)
                 ids.append(child)
                 if known is None:
@@ -81,20 +82,17 @@ class Children:
                 if last is None:
                     family.started(position, child)
             attempt.writes = self._write
-            return ids, None if last is None else self._group(family, places, last, rows[-1], fresh)
+            return ids, None if last is None else self._group(family, [place for place, _ in places], last, fresh)
 
-    def _group(
-        self, family: Family, places: Sequence[tuple[int, UUID | None]], last: Start, row: Any, fresh: Iterator[UUID]
-    ) -> UUID:
-        positions = [position for position, _ in places]
+    def _group(self, family: Family, positions: Sequence[int], last: Start, fresh: Iterator[UUID]) -> UUID:
+        row = self._row(last)
         number, recorded = family.next_group(positions, "wait", last.kind)
-        last_position = positions[-1] + 1
         family.skip_position()
         if recorded is not None:
             assert recorded.last_id is not None
             return recorded.last_id
         last_id = next(fresh)
-        family.new_groups.append(NewGroup(number, ranges(positions), "wait", last_position, last_id, row))
+        family.new_groups.append(NewGroup(number, ranges(positions), "wait", positions[-1] + 1, last_id, row))
         return last_id
 
     async def join(self, attempt: Attempt, children: Sequence[UUID] | None, on_failure: OnFailure) -> list[ChildOutcome]:
@@ -149,8 +147,13 @@ class Children:
             family.is_loaded = True
         return family
 
-    async def _fresh(self, number: int) -> list[UUID]:
-        return await asked(lambda: self._store.fresh_ids(self._link, number)) if number else []
+    async def _fresh(self, family: Family, number: int) -> Iterator[UUID]:
+        """Return ids, in order; the more children there are, the more are asked for at once."""
+        if len(family.ids) < number:
+            wanted = max(number, min(_BATCH, len(family.new)))
+            family.ids = await asked(lambda: self._store.fresh_ids(self._link, wanted))
+        taken, family.ids = family.ids[:number], family.ids[number:]
+        return iter(taken)
 
     def _row(self, start: Start) -> Any:
         if unknown := sorted(set(start.columns) - _COLUMNS):

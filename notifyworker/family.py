@@ -241,6 +241,8 @@ class Family:
         self.groups: dict[int, RecordedGroup] = {}
         self.is_loaded = False
         self.loading = asyncio.Lock()
+        #: Ids for the next children.
+        self.ids: list[UUID] = []
         self.new: list[NewChild] = []
         self.new_groups: list[NewGroup] = []
         self._count = 0

@@ -82,48 +82,36 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqsc
 #variable_conflict use_column
 DECLARE
     untouched boolean;
-    own       boolean;
     live      integer;
 BEGIN
-    SELECT bool_or(r.xmax = 0), bool_or(r.run_id IS NULL), count(*) INTO untouched, own, live
+    SELECT bool_or(r.xmax = 0), count(*) INTO untouched, live
       FROM (SELECT c.child_id FROM {schema}.children AS c
              WHERE c.parent_id = who_comes_after.parent_id AND c.parent_created_at = who_comes_after.parent_created_at
                AND c.state IS NULL AND c.position <@ who_comes_after.positions
              -- The last ones are the last to be settled, as a rule.
              ORDER BY c.position DESC LIMIT 4) AS c
       LEFT JOIN {schema}.runs AS r ON r.run_id = c.child_id;
-    RETURN CASE WHEN live = 0 THEN 'nobody'
-                WHEN untouched THEN 'another'
-                -- Settled in this very statement: its turn comes.
-                WHEN own THEN 'another'
-                ELSE 'unsure' END;
+    RETURN CASE WHEN live = 0 THEN 'nobody' WHEN untouched THEN 'another' ELSE 'unsure' END;
 END $$;
 
--- A child of this parent is settled: let the parent go on, or have the last run inserted, if that is what they waited for.
-CREATE FUNCTION {schema}.tell_parent(parent_id uuid, parent_created_at timestamptz, place integer, state text) RETURNS void
+-- Children of this parent are settled: let it go on, or have the last run inserted, if that is what they waited for.
+CREATE FUNCTION {schema}.tell_parent(parent_id uuid, parent_created_at timestamptz, settled int4multirange) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     g     {schema}.child_groups;
     comes text;
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN  -- it would not see what others have written
-        PERFORM {schema}.have_checked(tell_parent.parent_id, tell_parent.parent_created_at);
-        RETURN;
-    END IF;
     FOR g IN SELECT * FROM {schema}.child_groups AS h
               WHERE h.parent_id = tell_parent.parent_id AND h.parent_created_at = tell_parent.parent_created_at
-                AND h.closed_at IS NULL AND tell_parent.place <@ h.positions
+                AND h.closed_at IS NULL AND h.positions && tell_parent.settled
     LOOP
-        IF g.on_failure = 'wait' OR tell_parent.state = 'completed' THEN
-            comes := {schema}.who_comes_after(tell_parent.parent_id, tell_parent.parent_created_at, g.positions);
-            CONTINUE WHEN comes = 'another';
-            IF comes = 'unsure' THEN
-                PERFORM {schema}.have_checked(tell_parent.parent_id, tell_parent.parent_created_at);
-                CONTINUE;
-            END IF;
+        comes := {schema}.who_comes_after(tell_parent.parent_id, tell_parent.parent_created_at, g.positions);
+        IF comes = 'nobody' OR {schema}.failed_of(g) IS NOT NULL THEN
+            PERFORM {schema}.end_group(g);
+        ELSIF comes = 'unsure' THEN
+            PERFORM {schema}.have_checked(tell_parent.parent_id, tell_parent.parent_created_at);
         END IF;
-        PERFORM {schema}.end_group(g);
     END LOOP;
 END $$;
 
@@ -164,33 +152,72 @@ BEGIN
     END IF;
 END $$;
 
--- Whoever takes a child from the live runs, by whatever statement, has settled it, or deleted it without a trace.
+-- Whoever takes children from the live runs, by whatever statement, has settled them, or deleted them without a trace. A
+-- statement may take many: their ids are gathered row by row, and dealt with together at its end.
 CREATE FUNCTION {schema}.child_ended() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('notifyworker.ended', concat(current_setting('notifyworker.ended', true), ',', OLD.run_id), true);
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION {schema}.end_children() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    ended {schema}.run_history;
-    child {schema}.children;
+    ids    uuid[] := string_to_array(substr(current_setting('notifyworker.ended'), 2), ',')::uuid[];
+    mine   tid[];
+    parent record;
 BEGIN
-    SELECT * INTO ended FROM {schema}.run_history AS h WHERE h.run_id = OLD.run_id AND h.finished_at = now() LIMIT 1;
-    UPDATE {schema}.children AS c
-       SET state = coalesce(ended.state, 'deleted'), settled_at = now(), error_code = ended.error_code,
-           error = left(ended.errors #>> '{-1,message}', 1000), result = ended.result
-     WHERE c.ctid = (SELECT d.ctid FROM {schema}.children AS d
-                      WHERE d.child_id = OLD.run_id AND d.state IS NULL FOR UPDATE SKIP LOCKED)
-    RETURNING * INTO child;
-    IF FOUND THEN
-        PERFORM {schema}.tell_parent(child.parent_id, child.parent_created_at, child.position, child.state);
-        RETURN NULL;
+    PERFORM set_config('notifyworker.ended', '', true);
+    mine := ARRAY(
+        SELECT live.place FROM unnest(ids) AS i (id), LATERAL (
+            SELECT c.ctid AS place FROM {schema}.children AS c
+             -- The CASE keeps the planner from children_live, which it takes for empty. And a setting says what anybody
+             -- wants: only what is really gone.
+             WHERE c.child_id = i.id AND CASE WHEN c.state IS NULL THEN true END AND NOT EXISTS (
+                       SELECT FROM {schema}.runs AS r WHERE r.run_id = i.id)
+               FOR UPDATE SKIP LOCKED) AS live);
+    FOR parent IN
+        WITH settled AS (
+            UPDATE {schema}.children AS c
+               SET settled_at = now(), (state, error_code, error, result) = (
+                   SELECT coalesce(max(h.state), 'deleted'), max(h.error_code), left(max(h.errors #>> '{-1,message}'), 1000),
+                          (array_agg(h.result))[1]
+                     FROM {schema}.run_history AS h WHERE h.run_id = c.child_id AND h.finished_at = now())
+             WHERE c.ctid = ANY (mine)
+            RETURNING c.parent_id, c.parent_created_at, c.position
+        )
+        SELECT s.parent_id, s.parent_created_at, range_agg(int4range(s.position, s.position, '[]')) AS positions
+          FROM settled AS s GROUP BY s.parent_id, s.parent_created_at
+    LOOP
+        IF current_setting('transaction_isolation') = 'read committed' THEN
+            PERFORM {schema}.tell_parent(parent.parent_id, parent.parent_created_at, parent.positions);
+        ELSE  -- it does not see what others have written
+            PERFORM {schema}.have_checked(parent.parent_id, parent.parent_created_at);
+        END IF;
+    END LOOP;
+    IF cardinality(mine) < cardinality(ids) THEN  -- some are locked by somebody, or nobody's children any more
+        PERFORM {schema}.have_checked(c.parent_id, c.parent_created_at)
+           FROM {schema}.children AS c
+          WHERE c.child_id = ANY (ids) AND CASE WHEN c.state IS NULL THEN true END AND NOT EXISTS (
+                    SELECT FROM {schema}.runs AS r WHERE r.run_id = c.child_id);
     END IF;
-    SELECT * INTO child FROM {schema}.children AS c WHERE c.child_id = OLD.run_id AND c.state IS NULL;
-    IF FOUND THEN  -- locked by somebody
-        PERFORM {schema}.have_checked(child.parent_id, child.parent_created_at);
+END $$;
+
+-- Once a statement: a condition of the trigger's own would be looked at before the rows' triggers are executed.
+CREATE FUNCTION {schema}.children_ended() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('notifyworker.ended', true) <> '' THEN
+        PERFORM {schema}.end_children();
     END IF;
     RETURN NULL;
 END $$;
 CREATE TRIGGER child_ended AFTER DELETE ON {schema}.runs FOR EACH ROW WHEN (OLD.parent_id IS NOT NULL)
     EXECUTE FUNCTION {schema}.child_ended();
+CREATE TRIGGER children_ended AFTER DELETE ON {schema}.runs FOR EACH STATEMENT
+    EXECUTE FUNCTION {schema}.children_ended();
 
 -- running -> pending, until the children of a group are settled: no slot, no lease, no attempt and no place of a limit is
 -- used meanwhile. Null if the run is not held under this lease, or locked by somebody for a moment.

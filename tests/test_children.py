@@ -12,8 +12,10 @@ from servers import eventually
 from test_steps import settled, take_from_its_worker
 
 from notifyworker import ChildFailed, ChildGroup, ChildOutcome, Client, Fail, Retry, Run, Snooze, Worker
+from notifyworker.store import Store
 
 QUICKLY = Retry(max_attempts=3, base_s=0.01)
+CHECK = "SELECT bool_and(notifyworker.check_parent(parent_id, parent_created_at)) FROM notifyworker.child_checks"
 OPEN = "SELECT count(*) FROM notifyworker.child_groups WHERE closed_at IS NULL"
 
 
@@ -86,8 +88,8 @@ async def test_an_attempt_that_fails_starts_nothing(make_worker, db, end, kinds)
 
     async with worker:
         run_id = await insert(db)
-        query = "SELECT FROM notifyworker.all_runs WHERE run_id = $1 AND (finished_at IS NOT NULL OR run_at > now())"
-        await eventually(lambda: db.fetchrow(query, run_id) , 10)
+        query = "SELECT true FROM notifyworker.all_runs WHERE run_id = $1 AND (finished_at IS NOT NULL OR run_at > now())"
+        await eventually(lambda: db.fetchval(query, run_id), 10)
 
     rows = await db.fetch("SELECT kind FROM notifyworker.all_runs WHERE kind <> 'parent'")
     assert [row["kind"] for row in rows] == kinds
@@ -131,19 +133,16 @@ async def test_a_parked_parent_is_no_backlog(make_worker, db, dsn):
         run_id = await insert(db)
         run = await parked(db, run_id)
         assert (run["state"], run["attempt"], run["lease_owner"]) == ("pending", 0, None)
-        store = worker._running.conductor.store if hasattr(worker, "_running") else None
-        del store
     await db.execute("UPDATE notifyworker.runs SET run_at = now() + interval '1 hour' WHERE kind = 'child'")
     await db.execute("UPDATE notifyworker.runs SET run_at = now() - interval '1 hour' WHERE run_id = $1", run_id)
-    from notifyworker.store import Store  # noqa: PLC0415
-
     (row,) = await Store("notifyworker").counts(db)
     assert (row["state"], row["runs"], row["oldest_s"]) == ("pending", 3, None)
 
 
 @pytest.mark.parametrize("how", ["fail", "cancel", "cancel_runs", "reap", "delete", "truncate", "complete", "expire"])
 async def test_a_parent_goes_on_however_its_last_child_ends(make_worker, db, dsn, how):
-    worker: Worker = make_worker(reaper_interval_s=1)
+    await db.execute("UPDATE notifyworker.settings SET value = '0.5' WHERE name = 'reaper_interval_s'")
+    worker: Worker = make_worker()
     seen = fan_out(worker, 1)
     begun = asyncio.Event()
 
@@ -153,10 +152,11 @@ async def test_a_parent_goes_on_however_its_last_child_ends(make_worker, db, dsn
         if how == "fail":
             raise ValueError("mine")
         if how == "complete":
-            await db.execute("SELECT notifyworker.complete($1, $2, '7')", run.run_id, run.lease_token)
+            await other.execute("SELECT notifyworker.complete($1, $2, '7')", run.run_id, run.lease_token)
         elif how != "expire":
             await asyncio.sleep(3600)
 
+    other = await asyncpg.connect(dsn)
     if how == "expire":
         await db.execute("SELECT notifyworker.pause('child')")
     async with worker:
@@ -181,6 +181,7 @@ async def test_a_parent_goes_on_however_its_last_child_ends(make_worker, db, dsn
             case "expire":
                 await db.execute("UPDATE notifyworker.runs SET expires_at = now() WHERE kind = 'child'")
         run = await settled(db, run_id)
+    await other.close()
 
     state = {"fail": "failed", "reap": "failed", "delete": "deleted", "truncate": "deleted", "complete": "completed"}
     assert json.loads(run["result"]) == [state.get(how, "cancelled")]
@@ -210,31 +211,7 @@ async def is_parked(db: asyncpg.Connection, run_id: UUID) -> bool:
 
 
 async def test_two_last_children_that_are_settled_at_the_same_moment(make_worker, db, dsn):
-    """Neither sees the other: both leave a note, and the one who looks afterwards lets the parent go on."""
-    run_id, (one, other) = await family(db, make_worker)
-    second = await asyncpg.connect(dsn)
-    first_end, second_end = db.transaction(), second.transaction()
-    await first_end.start()
-    await second_end.start()
-    await db.execute("SELECT notifyworker.cancel($1)", one)
-    await second.execute("SELECT notifyworker.cancel($1)", other)
-    await first_end.commit()
-    check = "SELECT notifyworker.check_parent(parent_id, parent_created_at) FROM notifyworker.child_checks LIMIT 1"
-    assert await db.fetchval(check) is False  # the other is still on its way
-    assert await is_parked(db, run_id)
-    await second_end.commit()
-    await second.close()
-    assert await db.fetchval("SELECT count(*) FROM notifyworker.child_checks") >= 1
-
-    worker: Worker = make_worker()
-    fan_out(worker)
-    async with worker:
-        run = await settled(db, run_id)
-    assert json.loads(run["result"]) == ["cancelled", "cancelled"]
-    assert await db.fetchval("SELECT count(*) FROM notifyworker.child_checks") == 0
-
-
-async def test_whoever_comes_later_takes_over_and_leaves_no_note(make_worker, db, dsn):
+    """The first relies on the second, which does not see it: it leaves a note, and who looks afterwards lets the parent go on."""
     run_id, (one, other) = await family(db, make_worker)
     second = await asyncpg.connect(dsn)
     async with second.transaction():
@@ -243,10 +220,16 @@ async def test_whoever_comes_later_takes_over_and_leaves_no_note(make_worker, db
         await db.execute("SELECT notifyworker.cancel($1)", other)  # and finds the one on its way
         assert await db.fetchval("SELECT count(*) FROM notifyworker.child_checks") == 1
         assert await is_parked(db, run_id)
+        assert await db.fetchval(CHECK) is False  # the one is still on its way
     await second.close()
     assert await is_parked(db, run_id)
-    assert await db.fetchval("SELECT notifyworker.check_parent(parent_id, parent_created_at) FROM notifyworker.child_checks")
-    assert not await is_parked(db, run_id)
+
+    worker: Worker = make_worker()
+    fan_out(worker)
+    async with worker:
+        run = await settled(db, run_id)
+    assert json.loads(run["result"]) == ["cancelled", "cancelled"]
+    assert await db.fetchval("SELECT count(*) FROM notifyworker.child_checks") == 0
 
 
 async def test_in_one_transaction_or_one_after_the_other_there_is_no_note(make_worker, db):
@@ -264,7 +247,7 @@ async def test_under_another_isolation_a_note_is_left(make_worker, db):
         for child in children:
             await db.execute("SELECT notifyworker.cancel($1)", child)
     assert await is_parked(db, run_id)
-    assert await db.fetchval("SELECT bool_and(notifyworker.check_parent(parent_id, parent_created_at)) FROM notifyworker.child_checks")
+    assert await db.fetchval(CHECK)
     assert not await is_parked(db, run_id)
 
 
@@ -416,7 +399,7 @@ async def test_a_cancelled_parent_takes_its_children_along_but_detached_ones(mak
         run_id = await insert(db)
         await parked(db, run_id)
         await begun.wait()
-        await eventually(lambda: db.fetchrow("SELECT FROM notifyworker.runs WHERE kind = 'leaf'"), 10)
+        await eventually(lambda: db.fetchval("SELECT true FROM notifyworker.runs WHERE kind = 'leaf'"), 10)
         assert await db.fetchval("SELECT notifyworker.cancel($1)", run_id) == "cancelled"
         states = {row["kind"]: row["state"] for row in await db.fetch("SELECT kind, state FROM notifyworker.all_runs")}
         assert states == {"parent": "cancelled", "child": "cancelled", "middle": "cancelled", "leaf": "cancelled", "later": "pending"}
@@ -431,8 +414,6 @@ async def test_children_that_are_locked_or_too_many_are_cancelled_by_the_leader(
         await db.execute("SELECT notifyworker.cancel($1)", run_id)
     await second.close()
     assert await db.fetchval("SELECT count(*) FROM notifyworker.runs") == 100
-    async with make_worker(kinds=["none"]) as _:
-        pass
     worker: Worker = make_worker()
     worker.handler("none")(_nothing)
     async with worker:
@@ -442,7 +423,7 @@ async def test_children_that_are_locked_or_too_many_are_cancelled_by_the_leader(
 async def _nothing(run: Run) -> None: ...
 
 
-async def test_a_last_run_is_inserted_when_all_of_a_group_are_settled(make_worker, db):
+async def test_a_last_run_is_inserted_when_all_of_a_group_are_settled(make_worker, db, dsn):
     worker: Worker = make_worker()
     groups: list[ChildGroup] = []
 
@@ -458,10 +439,12 @@ async def test_a_last_run_is_inserted_when_all_of_a_group_are_settled(make_worke
     @worker.handler("report")
     async def report(run: Run, payload: dict) -> int:
         assert payload == {"of": "four"}
-        return await db.fetchval("SELECT count(*) FROM notifyworker.children WHERE kind = 'child' AND state IS NOT NULL")
+        async with Client(dsn) as client:
+            return sum(child["state"] in {"completed", "failed"} for child in await client.children(parent_id))
 
     async with worker:
-        await settled(db, await insert(db))
+        parent_id = await insert(db)
+        await settled(db, parent_id)
         run = await settled(db, groups[0].then)
     assert json.loads(run["result"]) == 4
     assert len(await all_of(db, "report")) == 1
