@@ -402,7 +402,13 @@ async def test_a_cancelled_parent_takes_its_children_along_but_detached_ones(mak
         await eventually(lambda: db.fetchval("SELECT true FROM notifyworker.runs WHERE kind = 'leaf'"), 10)
         assert await db.fetchval("SELECT notifyworker.cancel($1)", run_id) == "cancelled"
         states = {row["kind"]: row["state"] for row in await db.fetch("SELECT kind, state FROM notifyworker.all_runs")}
-        assert states == {"parent": "cancelled", "child": "cancelled", "middle": "cancelled", "leaf": "cancelled", "later": "pending"}
+        assert states == {
+            "parent": "cancelled",
+            "child": "cancelled",
+            "middle": "cancelled",
+            "leaf": "cancelled",
+            "later": "pending",
+        }
         await asyncio.wait_for(ended.wait(), 10)
 
 
