@@ -14,13 +14,12 @@ import asyncpg
 
 from notifyworker.children_store import ChildrenStore
 from notifyworker.database import DatabaseError, Queryable, brief, is_refusal
+from notifyworker.emitting import emit
 from notifyworker.errors import InvalidRun, RunNotFound, WaitTimeout
-from notifyworker.event_store import EventStore
 from notifyworker.given import (
     REFUSALS,
     Conflicts,
     as_dict,
-    check_event,
     check_from_step,
     check_integer,
     check_share,
@@ -180,11 +179,8 @@ class Client(Many):
         True if it is the first of its name and key, or for its run; false if there is one already, which stays. It is kept for
         `keep_s` seconds (7 days). Raises InvalidRun, RunNotFound, RunConflict for a run that is settled.
         """
-        check_event(name, key, project_id, keep_s)
-        wanted = None if run_id is None else uuid_of("run_id", run_id)
         on = connection or await self._connected()
-        with Conflicts(wanted or UUID(int=0)):
-            return await EventStore(self._store).event_emit(on, name, new_payload(payload), wanted, key, project_id, keep_s)
+        return await emit(self._store, on, name, payload, run_id=run_id, key=key, project_id=project_id, keep_s=keep_s)
 
     async def pause(self, kind: str | None = None, project_id: str | None = None, **until: Any) -> None:
         """

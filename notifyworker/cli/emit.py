@@ -2,7 +2,6 @@
 
 import sys
 from typing import Annotated
-from uuid import UUID
 
 from cyclopts import Parameter
 
@@ -34,22 +33,16 @@ async def emit(
     """
     from notifyworker import payload as payloads
     from notifyworker.cli.database import opened
-    from notifyworker.event_store import EventStore
-    from notifyworker.given import REFUSALS, Conflicts, check_event, new_payload, refused, uuid_of
+    from notifyworker.emitting import emit as emit_it
 
-    check_event(name, key, project_id, keep_s)
-    wanted = None if run_id is None else uuid_of("run_id", run_id)
     try:
         value = payloads.parse(sys.stdin.buffer.read() if payload == "-" else payload)
     except ValueError as error:
         raise InvalidRun("payload", str(error).replace("$", "payload", 1)) from None
     async with opened(database) as db:
-        try:
-            with Conflicts(wanted or UUID(int=0)):
-                store = EventStore(db.store)
-                emitted = await store.event_emit(db.connection, name, new_payload(value), wanted, key, project_id, keep_s)
-        except REFUSALS as error:
-            raise refused(error) from error
+        emitted = await emit_it(
+            db.store, db.connection, name, value, run_id=run_id, key=key, project_id=project_id, keep_s=keep_s
+        )
     if json:
         output.document({"emitted": emitted})
     else:

@@ -85,7 +85,7 @@ _CHILD: Json = {
 _FAMILY: Json = {
     "parent_id": _or_null(_UUID),
     "children": _object(
-        {name: _INTEGER for name in ("live", "completed", "failed", "cancelled", "deleted")}
+        dict.fromkeys(("live", "completed", "failed", "cancelled", "deleted"), _INTEGER)
         | {"first": {"type": "array", "items": _object(_CHILD)}}
     ),
     "event": _or_null(_object({"name": _TEXT, "key": _or_null(_TEXT), "until": _or_null(_MOMENT)})),

@@ -89,9 +89,9 @@ class _Desk:
 
     async def start_children(
         self,
-        run: Run,
+        run: Run,  # noqa: ARG002 - as above
         starts: Sequence[Start],
-        last: Start | None,  # noqa: ARG002 - as above
+        last: Start | None,
     ) -> tuple[list[uuid.UUID], uuid.UUID | None]:
         """Record it."""
         self._run.started += [*starts, *([last] if last else [])]
