@@ -15,7 +15,7 @@ from uuid import UUID
 from notifyworker.errors import StepError
 from notifyworker.payload import find_fault
 
-MAX_CHILDREN = 100_000  # of one run
+MAX_CHILDREN = 50_000  # of one run
 
 OnFailure: TypeAlias = Literal["wait", "raise", "cancel"]
 _POLICIES = ("wait", "raise", "cancel")

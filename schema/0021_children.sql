@@ -18,7 +18,7 @@ CREATE TABLE {schema}.children (
     result            jsonb,
 
     CONSTRAINT children_pkey PRIMARY KEY (parent_id, parent_created_at, position),
-    CONSTRAINT position_is_between_1_and_200000 CHECK (position BETWEEN 1 AND 200000),
+    CONSTRAINT position_is_between_1_and_100000 CHECK (position BETWEEN 1 AND 100000),
     -- Deleted: somebody has taken it away, and how it ended is not known.
     CONSTRAINT state_is_terminal_or_deleted CHECK (state IN ('completed', 'failed', 'cancelled', 'deleted')),
     CONSTRAINT settled_at_is_set_with_the_state CHECK ((state IS NULL) = (settled_at IS NULL))
@@ -105,6 +105,8 @@ BEGIN
     FOR g IN SELECT * FROM {schema}.child_groups AS h
               WHERE h.parent_id = tell_parent.parent_id AND h.parent_created_at = tell_parent.parent_created_at
                 AND h.closed_at IS NULL AND h.positions && tell_parent.settled
+                -- A parent that is gone, as when it was cancelled with its children, waits no longer.
+                AND (h.last_id IS NOT NULL OR EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = h.parent_id))
     LOOP
         comes := {schema}.who_comes_after(tell_parent.parent_id, tell_parent.parent_created_at, g.positions);
         IF comes = 'nobody' OR {schema}.failed_of(g) IS NOT NULL THEN
@@ -322,10 +324,14 @@ BEGIN
          WHERE c.parent_id = p.run_id AND c.state IS NULL AND r.run_id = c.child_id
            AND CASE WHEN cancel_children.positions IS NULL THEN NOT c.is_detached
                     ELSE c.position <@ cancel_children.positions END
-         LIMIT cancel_children.max_runs FOR UPDATE OF r SKIP LOCKED
+         LIMIT cancel_children.max_runs
     LOOP
-        PERFORM {schema}.cancel(child);
-        done := done + 1;
+        -- One by one: were all of them locked at once, each would be taken for one that somebody is settling.
+        PERFORM FROM {schema}.runs AS r WHERE r.run_id = child FOR UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            PERFORM {schema}.cancel(child);
+            done := done + 1;
+        END IF;
     END LOOP;
     IF cancel_children.positions IS NULL THEN
         PERFORM {schema}.have_checked(p.run_id, NULL)

@@ -2,18 +2,24 @@
 
 import asyncio
 import json
+import re
+import types
 from collections import Counter
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 from servers import eventually
+from test_cli import call as command
+from test_pauses import _Session
 from test_steps import settled, take_from_its_worker
 
 from notifyworker import ChildFailed, ChildGroup, ChildOutcome, Client, Fail, Retry, Run, Snooze, Worker
 from notifyworker.store import Store
 
+PAGE = Path(__file__).parents[1] / "docs" / "children.md"
 QUICKLY = Retry(max_attempts=3, base_s=0.01)
 CHECK = "SELECT bool_and(notifyworker.check_parent(parent_id, parent_created_at)) FROM notifyworker.child_checks"
 OPEN = "SELECT count(*) FROM notifyworker.child_groups WHERE closed_at IS NULL"
@@ -610,3 +616,45 @@ async def test_what_is_forgotten_is_forgotten(make_worker, db):
 
 async def _result(run: Run) -> str:
     return "secret"
+
+
+async def test_over_http_and_on_the_command_line(make_worker, db, dsn):
+    worker: Worker = make_worker(sidecar=True, port=0)
+    fan_out(worker, 3)
+    env = {"NOTIFYWORKER_DSN": dsn}
+    async with worker, _Session(str(worker.url)) as http:
+        run_id = await insert(db)
+        await parked(db, run_id)
+        children = await all_of(db, "child")
+        await db.execute("SELECT notifyworker.cancel($1)", children[0]["run_id"])
+        _, shown = await http.get(f"/runs/{run_id}")
+        assert (shown["state"], shown["waits_for"]) == ("pending", "children")
+        first = shown["children"].pop("first")
+        assert shown["children"] == {"live": 2, "completed": 0, "failed": 0, "cancelled": 1, "deleted": 0}
+        assert [child["state"] for child in first] == ["cancelled", "pending", "pending"]
+        _, shown = await http.get(f"/runs/{children[1]['run_id']}")
+        assert (shown["parent_id"], shown["event"]) == (str(run_id), None)
+        told = (await command("runs", "show", str(run_id), env=env)).out
+        assert "waits for its children, without a slot" in told
+        assert str(children[2]["run_id"]) in told
+        assert (await command("runs", "show", str(children[0]["run_id"]), "--json", env=env)).json()["parent_id"] == str(run_id)
+
+
+async def test_the_pages_examples(dsn, connection, monkeypatch):
+    monkeypatch.setenv("NOTIFYWORKER_DSN", dsn)
+    text = PAGE.read_text()
+    (python,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    page = types.ModuleType("children_page")
+    exec(compile(python, str(PAGE), "exec"), page.__dict__)
+    async with page.worker:
+        run_id = await insert(connection, "album.make", {"pictures": ["a", "b", "c"]})
+        run = await settled(connection, run_id)
+        assert json.loads(run["result"]) == {"a.small": "completed", "b.small": "completed", "c.small": "completed"}
+        await eventually(lambda: connection.fetchval("SELECT count(*) = 0 FROM notifyworker.runs"), 10)
+    assert [json.loads(row["payload"]) for row in await all_of(connection, "album.tell")] == [{"number": 3}]
+    (sql,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for statement in sql.strip().split(";\n"):
+        assert await connection.fetch(statement.replace("'…'", f"'{run_id}'"))
+    (shell,) = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for line in shell.splitlines():
+        assert (await command(*line.replace("ID", str(run_id)).split()[1:], env={"NOTIFYWORKER_DSN": dsn})).code == 0

@@ -21,9 +21,16 @@ __all__ = ["make_proxied", "proxy"]  # fixtures
 
 QUICKLY = Retry(max_attempts=3, base_s=0.01)
 COMMIT = "COMMIT;"
+SLOW = pytest.mark.slow
 #: What is sent when a run is settled with two children, and when it is parked.
-SETTLE = ("BEGIN", "SET LOCAL", statement("children_put"), statement("children_insert"), statement("settle"), COMMIT)
-PARK = ("BEGIN", statement("children_put"), statement("children_insert"), statement("child_group_put"), statement("park"), COMMIT)
+SETTLE = (
+    pytest.param("BEGIN", marks=SLOW), pytest.param("SET LOCAL", marks=SLOW), pytest.param(statement("children_put"), marks=SLOW),
+    statement("children_insert"), statement("settle"), COMMIT,
+)  # fmt: skip
+PARK = (
+    pytest.param("BEGIN", marks=SLOW), pytest.param(statement("children_put"), marks=SLOW),
+    pytest.param(statement("children_insert"), marks=SLOW), statement("child_group_put"), statement("park"), COMMIT,
+)  # fmt: skip
 NAMES = ["begin", "set", "put", "insert", "settle", "commit"]
 
 
@@ -136,8 +143,9 @@ async def child(run: Run) -> int:
 @pytest.mark.parametrize(
     ("text", "purpose"),
     [
-        (statement("children_insert"), "handler"), (statement("park"), "handler"), (COMMIT, "handler"),
-        (statement("settle"), "settle"), (statement("child_group_close"), "side"), (statement("event_take"), "side"),
+        pytest.param(statement("children_insert"), "handler", marks=SLOW), pytest.param(statement("park"), "handler", marks=SLOW),
+        (COMMIT, "handler"), (statement("settle"), "settle"),
+        pytest.param(statement("child_group_close"), "side", marks=SLOW), pytest.param(statement("event_take"), "side", marks=SLOW),
     ],
     ids=["insert", "park", "commit", "last settle", "close", "event"],
 )  # fmt: skip
@@ -198,9 +206,9 @@ async def test_two_workers_race_for_the_end_of_many_families(make_worker, db, ds
     async with workers[0], workers[1]:
         await db.execute("INSERT INTO notifyworker.runs (kind) SELECT 'parent' FROM generate_series(1, 100)")
         await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM notifyworker.runs"), 30)
+        await no_notes(db)
     parents = await all_of(db, "parent")
     assert {(row["state"], row["result"], row["attempt"]) for row in parents} == {("completed", "15", 1)}
     children = await all_of(db, "child")
     assert (len(parents), len(children)) == (100, 600)
     assert {row["state"] for row in children} == {"completed"}
-    assert await db.fetchval("SELECT count(*) FROM notifyworker.child_checks") == 0

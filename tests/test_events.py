@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import re
+import shlex
+import types
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +18,7 @@ from test_steps import settled, take_from_its_worker
 
 from notifyworker import Client, EventTimeout, InvalidRun, Retry, Run, RunConflict, RunNotFound, Worker
 
+PAGE = Path(__file__).parents[1] / "docs" / "events.md"
 QUICKLY = Retry(max_attempts=3, base_s=0.01)
 EMIT = "SELECT notifyworker.emit('paid', $2, run_id => $1)"
 
@@ -280,3 +285,22 @@ async def test_over_http_and_on_the_command_line(make_worker, db, dsn):
         assert (await command("emit", "paid", "2", "--key", "k", "--json", env=env)).json() == {"emitted": False}
         assert [json.loads((await settled(db, run_id))["result"]) for run_id in (first, second)] == [1, 2]
         assert (await command("emit", "paid", "--run-id", str(second), env=env)).code == 1
+
+
+async def test_the_pages_examples(dsn, db, monkeypatch):
+    monkeypatch.setenv("NOTIFYWORKER_DSN", dsn)
+    text = PAGE.read_text()
+    (python,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    page = types.ModuleType("events_page")
+    exec(compile(python, str(PAGE), "exec"), page.__dict__)
+    insert_order = (
+        "INSERT INTO notifyworker.runs (kind, payload) VALUES ('order.ship', '{\"article\": \"chair\"}') RETURNING run_id"
+    )
+    async with page.worker:
+        run_id = await db.fetchval(insert_order)
+        await waiting(db, run_id)
+        (sql,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        assert await db.fetchval(sql.replace("'…'", f"'{run_id}'"))
+        (shell,) = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        assert (await command(*shlex.split(shell)[1:], env={"NOTIFYWORKER_DSN": dsn})).out == "emitted\n"
+        assert json.loads((await settled(db, run_id))["result"]) == "12 paid, 3 there"
