@@ -167,7 +167,7 @@ CREATE FUNCTION {schema}.end_children() RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    ids    uuid[] := string_to_array(substr(current_setting('notifyworker.ended'), 2), ',')::uuid[];
+    ids    uuid[] := string_to_array(substr(coalesce(current_setting('notifyworker.ended', true), ''), 2), ',')::uuid[];
     mine   tid[];
     parent record;
 BEGIN
