@@ -7,14 +7,13 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
 import asyncpg
+import commands
 import pydantic
 import pytest
 from servers import eventually
@@ -374,12 +373,8 @@ async def test_run_can_be_repeated_after_a_stop(dsn, connection):
 
 async def cli(*arguments: str, dsn: str) -> tuple[int, str]:
     """Exit code and all that was printed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "notifyworker", *arguments, cwd=TESTS, env={**os.environ, "NOTIFYWORKER_DSN": dsn},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    printed, _ = await process.communicate()
-    return process.returncode or 0, printed.decode()
+    code, out, err = await commands.output(arguments, cwd=TESTS, env={**os.environ, "NOTIFYWORKER_DSN": dsn})
+    return code, (out + err).decode()
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import commands
 import pytest
 from servers import as_role, eventually, processes, scratch_directory
 
@@ -91,15 +91,9 @@ async def call(
     timeout_s: float = 60,
 ) -> Done:
     """Run a command to its end. Whatever it says, it says it without a traceback and without a password."""
-    process = await start(*arguments, cwd=cwd, env=env)
-    try:
-        async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate(stdin.encode() if isinstance(stdin, str) else stdin)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    assert process.returncode is not None
-    done = Done(process.returncode, out.decode(), err.decode())
+    given = stdin.encode() if isinstance(stdin, str) else stdin
+    code, out, err = await commands.output(arguments, cwd=cwd or "/", env=environment(env), stdin=given, timeout_s=timeout_s)
+    done = Done(code, out.decode(), err.decode())
     assert "Traceback" not in done.err, done.err
     assert PASSWORD not in done.out + done.err
     return done
@@ -144,12 +138,18 @@ async def state_of(connection: asyncpg.Connection, run_id: str) -> str:
 # Help, version, usage.
 
 
-async def test_version_is_quick() -> None:
+def test_version_is_quick() -> None:
+    """Of three, the least processor time: that of the command, whatever else the machine does."""
     took = []
     for _ in range(3):
-        began = time.monotonic()
-        assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", (await call("--version")).out)
-        took.append(time.monotonic() - began)
+        command = subprocess.Popen([sys.executable, "-m", "notifyworker", "--version"], env=environment(), stdout=subprocess.PIPE)
+        assert command.stdout is not None
+        with command.stdout as out:
+            assert re.fullmatch(rb"\d+\.\d+\.\d+\S*\n", out.read())
+        _, status, used = os.wait4(command.pid, 0)
+        command.returncode = os.waitstatus_to_exitcode(status)
+        assert command.returncode == 0
+        took.append(used.ru_utime + used.ru_stime)
     assert min(took) < 0.25
 
 
