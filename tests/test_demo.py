@@ -133,7 +133,7 @@ async def test_killed(place: Path) -> None:
         await heard(process, "serves")
         process.kill()
         await process.wait()
-        await eventually(lambda: not processes(place), 30)
+        await eventually(lambda: not processes(place))
 
 
 async def test_a_worker_that_dies_is_told(place: Path) -> None:

@@ -129,7 +129,7 @@ class Caller:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 text = await reader.read()
         finally:
             writer.close()
@@ -528,7 +528,7 @@ async def test_the_overview_as_json(ask: Caller) -> None:
 
 
 async def frame(response: aiohttp.ClientResponse) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return (await response.content.readuntil(b"\n\n")).decode()
 
 
@@ -748,7 +748,7 @@ async def test_connections_are_counted(ask: Caller, monkeypatch: pytest.MonkeyPa
     await eventually(lambda: len(server.connections) == 2)
 
     reader, writer = await asyncio.open_connection("127.0.0.1", ask.port)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await reader.read() == b""
     for _, each in [*held, (reader, writer)]:
         each.close()

@@ -45,7 +45,7 @@ async def insert(db: asyncpg.Connection, payload: Any = None, *, is_shadow: bool
 
 async def settled(db: asyncpg.Connection, run_id: UUID) -> asyncpg.Record:
     query = "SELECT * FROM notifyworker.all_runs WHERE run_id = $1 AND finished_at IS NOT NULL"
-    return await eventually(lambda: db.fetchrow(query, run_id), 20)
+    return await eventually(lambda: db.fetchrow(query, run_id))
 
 
 async def recorded(db: asyncpg.Connection) -> list[tuple[Any, ...]]:
