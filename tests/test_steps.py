@@ -56,8 +56,9 @@ async def recorded(db: asyncpg.Connection) -> list[tuple[Any, ...]]:
 async def take_from_its_worker(dsn: str) -> None:
     """As the reaper does with the run of a worker that is gone."""
     db = await asyncpg.connect(dsn)
-    await db.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE state = 'running'")
-    assert len(await Store("notifyworker").reap(db, limit=1, reaper="test", presumed_dead=[])) == 1
+    async with db.transaction():  # or a heartbeat could renew it in between
+        await db.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE state = 'running'")
+        assert len(await Store("notifyworker").reap(db, limit=1, reaper="test", presumed_dead=[])) == 1
     await db.close()
 
 
