@@ -77,7 +77,7 @@ async def test_a_service_is_ready_beats_and_stops(
                 pass
             assert [await said(heard) for _ in range(3)] == ["WATCHDOG=1"] * 3  # also while it drains
             (tmp_path / "go").touch()
-            assert await asyncio.wait_for(process.wait(), 10) == 0
+            assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
 async def test_the_watchdog_of_another_process_hears_nothing(dsn: str, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ async def test_the_watchdog_of_another_process_hears_nothing(dsn: str, tmp_path:
 
 async def test_nobody_who_listens_is_told_and_no_harm(dsn: str, connection: asyncpg.Connection, tmp_path: Path) -> None:
     async with service(tmp_path, dsn, NOTIFY_SOCKET=str(tmp_path / "nowhere")) as process:
-        await eventually(lambda: connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.workers)"), 20)
+        await eventually(lambda: connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.workers)"))
         process.terminate()
         _out, err = await process.communicate()
         assert process.returncode == 0
@@ -101,7 +101,7 @@ async def test_nobody_who_listens_is_told_and_no_harm(dsn: str, connection: asyn
 async def test_a_service_that_can_not_start_is_not_ready(empty_dsn: str, tmp_path: Path) -> None:
     with notify_socket(str(tmp_path / "notify")) as heard:
         async with service(tmp_path, empty_dsn, NOTIFY_SOCKET=str(tmp_path / "notify")) as process:
-            assert await asyncio.wait_for(process.wait(), 20) == 3
+            assert await asyncio.wait_for(process.wait(), 30) == 3
             with pytest.raises(BlockingIOError):
                 heard.recv(100)
 
