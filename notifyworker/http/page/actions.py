@@ -51,7 +51,7 @@ class Actions:
             raise Problem.of("body", "is not a form") from None
         makers: dict[str, Callable[[Form], Awaitable[Doing]]] = {
             "runs": self._on_runs, "again": self._again, "pause": self._pause, "resume": self._resume, "schedule": self._schedule,
-            "reaper": self._reap,
+            "reaper": self._reap, "drain": self._drain,
         }  # fmt: skip
         maker = makers.get(request.match_info["name"])
         if maker is None:
@@ -161,6 +161,16 @@ class Actions:
         if not name or paused not in {"0", "1"}:
             raise Problem.of("name" if not name else "paused", "is required: a name, and 0 or 1")
         return doings.schedule(self._worker.store, self._pool, name, is_paused=paused == "1")
+
+    async def _drain(self, form: Form) -> Doing:
+        lease_owner, undo = one(form, "worker"), one(form, "undo") == "1"
+        frame = await self._pages.frame()
+        found = next(
+            (worker for worker in frame.workers if worker["lease_owner"] == lease_owner and worker["state"] != "gone"), None
+        )
+        if found is None:
+            raise Problem.of("worker", "there is no such worker any more")
+        return doings.drain(self._worker.store, self._pool, found, len(frame.alive), undo=undo)
 
     async def _reap(self, _form: Form) -> Doing:
         frame = await self._pages.frame()

@@ -184,6 +184,27 @@ def schedule(store: Store, pool: Pool, name: str, *, is_paused: bool) -> Doing:
     return Doing(question, "pause schedule" if is_paused else "resume schedule", {"schedule": name}, do)
 
 
+def drain(store: Store, pool: Pool, worker: dict[str, Any], alive: int, *, undo: bool) -> Doing:
+    """Let a worker claim nothing more, or again."""
+    name = worker["lease_owner"]
+
+    async def do() -> tuple[int, str | None]:
+        found = await store.worker_drain(pool, name, undo=undo)
+        return int(found), None if found else "it is gone"
+
+    if undo:
+        question = Question(f"Let {name} claim again?", ["It takes runs from its next look on."], "Undo the drain")
+    else:
+        facts = [
+            f"It claims nothing more. {plural(worker['running'], 'run')} that it executes {'goes' if worker['running'] == 1 else 'go'} on until settled.",
+            "Its process does not end by this: stop it once it runs nothing. It can be undone until then.",
+        ]
+        if alive <= 1:
+            facts.append("It is the only worker that answers: what is inserted waits for another.")
+        question = Question(f"Drain {name}?", facts, "Drain")
+    return Doing(question, "undo drain" if undo else "drain", {"worker": name}, do)
+
+
 def reap(worker: Observed, pool: Pool, expired: int) -> Doing:
     """Make the reaper's pass now: the same statement, with the same conditions, whoever leads."""
 
