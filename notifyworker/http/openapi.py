@@ -240,7 +240,7 @@ def _parameter(name: str, schema: Json, where: str = "query") -> Json:
 
 
 _RUN_ID = _parameter("run_id", _UUID, "path")
-_SCHEDULE_NAME = _parameter("name", _NAME, "path")
+_NAME_IN_PATH = _parameter("name", _NAME, "path")
 _ACTION = _parameter(
     "name",
     {"type": "string", "enum": ["runs", "again", "pause", "resume", "schedule", "reaper", "drain", "limit", "share"]},
@@ -291,7 +291,7 @@ def _steered(verb: str, summary: str, **more: Any) -> Json:
 
 def _asked(name: str, summary: str) -> Json:
     asked = {"200": _answer("asked", _object({"lease_owner": _TEXT, "drain_asked": _FLAG}))}
-    return {"post": _operation(name, summary, asked, parameters=[_parameter("lease_owner", _NAME, "path")])}
+    return {"post": _operation(name, summary, asked, parameters=[_NAME_IN_PATH])}
 
 
 def _of_many() -> Json:
@@ -373,8 +373,8 @@ def _paths() -> Json:
         "/leases": {"get": _shown("list_leases", "who holds what", _page("leases", _object(_LEASE)), _PAGING)},
         "/reaper": {"get": _shown("show_reaper", "the leader, and what it took from whom", _object(_REAPER))},
         "/workers": {"get": _shown("list_workers", "the fleet", fleet)},
-        "/workers/{lease_owner}/drain": _asked("drain_worker", "let a worker claim nothing more"),
-        "/workers/{lease_owner}/undrain": _asked("undrain_worker", "let it claim again"),
+        "/workers/{name}/drain": _asked("drain_worker", "let a worker claim nothing more"),
+        "/workers/{name}/undrain": _asked("undrain_worker", "let it claim again"),
         "/pauses": {
             "get": _shown("list_pauses", "what is paused", _object({"pauses": {"type": "array", "items": _object(_PAUSE)}})),
             "post": _operation(
@@ -402,19 +402,19 @@ def _paths() -> Json:
             )
         },
         "/schedules/{name}": {
-            "get": _shown("get_schedule", "one schedule", _ref("Schedule"), [_SCHEDULE_NAME]),
+            "get": _shown("get_schedule", "one schedule", _ref("Schedule"), [_NAME_IN_PATH]),
             "put": _operation(
                 "put_schedule",
                 "make or change it",
                 {"200": _answer("as it is now", _ref("Schedule"))},
-                parameters=[_SCHEDULE_NAME],
+                parameters=[_NAME_IN_PATH],
                 body={"application/json": {"schema": _ref("NewSchedule")}},
             ),
             "delete": _operation(
                 "delete_schedule",
                 "delete it",
                 {"200": _answer("deleted", _object({"name": _TEXT, "deleted": _FLAG}))},
-                parameters=[_SCHEDULE_NAME],
+                parameters=[_NAME_IN_PATH],
             ),
         },
         "/shares": {

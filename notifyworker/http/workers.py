@@ -22,8 +22,8 @@ class Workers:
         """All of them."""
         return [
             web.get("/workers", self.list),
-            web.post("/workers/{lease_owner}/drain", self._asks(undo=False)),
-            web.post("/workers/{lease_owner}/undrain", self._asks(undo=True)),
+            web.post("/workers/{name}/drain", self._asks(undo=False)),
+            web.post("/workers/{name}/undrain", self._asks(undo=True)),
         ]
 
     async def list(self, request: web.Request) -> web.Response:
@@ -35,7 +35,7 @@ class Workers:
         async def ask(request: web.Request) -> web.Response:
             """Ask a worker to drain, or to go on."""
             Query(request, _NOTHING)
-            lease_owner = request.match_info["lease_owner"]
+            lease_owner = request.match_info["name"]
             if "\0" in lease_owner or not await self._store.worker_drain(self._pool, lease_owner, undo=undo):
                 raise Problem(404, "Not Found", "there is no such worker")
             return json_answer({"lease_owner": lease_owner, "drain_asked": not undo})
