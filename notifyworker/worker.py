@@ -135,7 +135,7 @@ class Conductor:
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
-            exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
+            exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self._beaten,
             suspects=self.slots.suspects,
         )  # fmt: skip
         self.progress = Progress(
@@ -425,6 +425,10 @@ class Conductor:
         if what == "cancel":
             self.cancels.heard(argument)
             return
+        if what == "drain":
+            if argument == self.lease_owner:
+                self.keeper.announce()  # the answer says what is asked
+            return
         self.leader.heard(message)
 
     # What a handler asks for (Desk), and what others see.
@@ -496,11 +500,23 @@ class Conductor:
         except DatabaseError as error:
             log.warning("mode_not_noted", error=brief(error))
 
+    def _beaten(self, size: int, position: int, drain_asked: bool) -> None:  # noqa: FBT001 - called back with them alone
+        """What a heartbeat was answered."""
+        self.turns.joined(size, position)
+        if drain_asked is self.claims.is_held:
+            return
+        self.claims.hold(is_held=drain_asked)
+        log.info("drain_asked" if drain_asked else "drain_undone", running=self.slots.running)
+        if drain_asked:
+            for run in self.slots.take_waiting():
+                self._give_back(run)
+        self.keeper.announce()
+
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone
         s = self.settings
         return (
             self.lease_owner, socket.gethostname(), os.getpid(), _VERSION, list(self._handlers), s.project_ids,
-            s.concurrency, self.slots.running, "draining" if self._stopping else "running", s.shadow, has_presence,
+            s.concurrency, self.slots.running, "draining" if self._stopping or self.claims.is_held else "running", s.shadow, has_presence,
             s.presumed_dead_s, s.lease_s, s.heartbeat_interval_s,
         )  # fmt: skip
 

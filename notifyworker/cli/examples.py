@@ -45,6 +45,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "limits remove": ("notifyworker limits remove --kind email.send",),
     "shares list": ("notifyworker shares list",),
     "shares set": ("notifyworker shares set acme 2",),
+    "workers list": ("notifyworker workers list",),
+    "workers drain": (
+        'notifyworker workers drain --host "$(hostname)"',
+        'notifyworker workers drain --host "$(hostname)" --undo',
+    ),
     "config show": ("notifyworker config show", "notifyworker config show app:worker --json"),
     "config set": ("notifyworker config set history_retention_days 90",),
     "retention list": ("notifyworker retention list",),
