@@ -282,6 +282,8 @@ class LeaseKeeper:
         except asyncpg.LockNotAvailableError as error:  # a stranger holds this worker's row: nobody's lease depends on it
             log.warning("presence_not_noted", error=brief(error))
         self._gave_up = False  # what comes after an outage may lapse again
+        if time.monotonic() - self._beat_at > 2 * self._settings.heartbeat_interval_s:
+            self._metrics.late.inc()
         self._beat_at = time.monotonic()
         if self.has_presence:
             self._present_at = sent_at

@@ -22,6 +22,7 @@ from notifyworker.batch import Batches
 from notifyworker.cancel import Cancels
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
+from notifyworker.depth import Depth
 from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
 from notifyworker.execute import Attempt, error_entry, execute, released
 from notifyworker.handlers import Handler
@@ -110,6 +111,7 @@ class Conductor:
         self.batches = Batches(self._threads, lambda: self.slots.running + self.slots.lingering < settings.concurrency)
         self.batches.warn(self._handlers, settings.concurrency)
         self.metrics.stuck.set_function(lambda: self.slots.stuck)
+        self.metrics.beat_age.set_function(lambda: self.keeper.beat_age_s())  # noqa: PLW0108 - made below
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
@@ -128,6 +130,8 @@ class Conductor:
             progress=lambda run: self.progress.unwritten(run),  # noqa: PLW0108 - made below
             before=self.logs.finish, on_settled=self._settled, on_ended=self._ended, on_lost=partial(self._lost_inside, "transaction"),
         )  # fmt: skip
+        self.metrics.connections.labels("transactions").set_function(self.transactions.used)
+        self.metrics.connections_allowed.labels("transactions").set(settings.transaction_connections)
         self.steps = Steps(
             self.store, self._side_link, self.lease_owner, threads=self._threads, transactions=self.transactions,
             unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes, on_lost=partial(self._lost_inside, "step"),
@@ -148,6 +152,13 @@ class Conductor:
             lease_of=self.slots.lease_of, on_lost=self._lost, unsure=self.keeper.announce,
         )  # fmt: skip
         self.scheduler = Scheduler(self.store, self._side_link, self.metrics)
+        self.depth = Depth(
+            self.store,
+            self._side_link,
+            self.metrics,
+            kinds=self._handlers,
+            looks=lambda: self.reaper.is_leading or self.reaper.stands_in,
+        )
         self.listener.on_message = self._heard
         self.listener.on_late = self.leader.on_late = self.claims.lower
         self.listener.on_ready = self.turns.heard
@@ -184,7 +195,7 @@ class Conductor:
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
-            ("run logs", self.logs.run()),
+            ("run logs", self.logs.run()), ("depth", self.depth.run()),
             ("places", self.places.run()), ("cancels", self.cancels.run()), ("progress", self.progress.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from servers import eventually
 from test_cli import APP, start
+from test_observability import measured
 
 from notifyworker.cli.examples import EXAMPLES
 from notifyworker.http.auth import OPEN
@@ -169,6 +170,7 @@ def test_the_manifests_name_each_other() -> None:
     assert scaled["scaleTargetRef"]["name"] == MANIFESTS["Deployment"]["metadata"]["name"]
     assert scaled["triggers"][0]["authenticationRef"]["name"] == MANIFESTS["TriggerAuthentication"]["metadata"]["name"]
     assert scaled["minReplicaCount"] >= 1
+    assert set(re.findall(r"notifyworker_\w+", scaled["triggers"][1]["metadata"]["query"])) <= measured().keys()
     assert {file.name for file in KUBERNETES.iterdir()} == {*MANIFESTS["Kustomization"]["resources"], "kustomization.yaml"}
     images = {container["image"].partition(":")[0] for container in containers()}
     assert images == {image["name"] for image in MANIFESTS["Kustomization"]["images"]}

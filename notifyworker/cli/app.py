@@ -20,6 +20,7 @@ from notifyworker.cli.history import export, prune, retention_list, retention_se
 from notifyworker.cli.init import init
 from notifyworker.cli.limits import limits_list, limits_remove, limits_set
 from notifyworker.cli.many import cancel_many, enqueue_many, retry_many
+from notifyworker.cli.mcp import mcp
 from notifyworker.cli.pauses import pause, pauses, resume
 from notifyworker.cli.runs import cancel, enqueue, replay, retry, runs_list, show
 from notifyworker.cli.schedules import schedules_delete, schedules_list, schedules_pause, schedules_put, schedules_resume
@@ -97,7 +98,7 @@ def make_app() -> App:
     _add(app, steer, workers=workers, config=config)
     house = Group("To keep house", sort_key=5)
     _add(app, house, migrate=migrate, schema=schema, retention=retention, prune=prune, export=export, bench=bench)
-    _add(app, house, completion=completion)
+    _add(app, house, mcp=mcp, completion=completion)
     return app
 
 

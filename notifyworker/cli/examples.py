@@ -57,6 +57,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prune": ("notifyworker prune --dry-run", "notifyworker prune"),
     "export": ("notifyworker export --state failed --output failed.jsonl",),
     "bench": ("notifyworker bench --runs 5000",),
+    "mcp": ("notifyworker mcp", "notifyworker mcp --allow-writes"),
     "completion": ("notifyworker completion bash > ~/.local/share/bash-completion/completions/notifyworker",),
 }
 EXIT_CODES = """\
