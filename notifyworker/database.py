@@ -186,6 +186,14 @@ _ALIVE = {
     "tcp_user_timeout": "20s",
     "client_connection_check_interval": "2s",
 }
+#: For sessions whose locks tell that a worker lives, or leads: of a host that has vanished the server knows after 9 s. What
+#: is silent for so long its worker has given up itself, seconds before.
+SOON_MISSED = {
+    "tcp_keepalives_idle": "3",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "8s",
+}
 #: What our own statements are executed with. The planner's choices are narrowed since statistics of a queue are always
 #: stale: every statement here is meant to be executed by nested loops over indexes, planned once.
 _OURS = {

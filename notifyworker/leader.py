@@ -20,7 +20,7 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, is_direct, reconnect
+from notifyworker.database import LOCK_CLASS, SOON_MISSED, Connection, DatabaseError, GateLocks, brief, is_direct, reconnect
 from notifyworker.lanes import EPOCH, WIDE_SLACK, Key, Lanes, Seen
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
@@ -95,7 +95,8 @@ class Leader:
         while True:
             pause_s = None
             try:
-                self._gate = _Gate(await reconnect(self._dsn, schema=self._store.schema, purpose="gate"))
+                opened = await reconnect(self._dsn, schema=self._store.schema, purpose="gate", session=SOON_MISSED)
+                self._gate = _Gate(opened)
                 self.may_lead = await is_direct(self._gate.connection)
                 if self.may_lead:
                     await self._contend(backoff)

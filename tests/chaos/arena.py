@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 from servers import Cluster, eventually
 
+import notifyworker
 from chaos.check import Lease, Settle, Verdict, Witness, judge
 from chaos.fleet import Fleet, Member
 from chaos.forms import Form
@@ -81,6 +82,10 @@ class Arena:
         self.is_mixed = False
         #: What a fault found to be wrong by itself.
         self.wrong: list[str] = []
+        #: What it measured beside its recovery.
+        self.notes: list[str] = []
+        #: Where the workers' package may come from.
+        self.packages = {notifyworker.__file__}
         self.drained_at = 0.0
         self._connection: asyncpg.Connection[Any] | None = None
         self._turn = asyncio.Lock()
