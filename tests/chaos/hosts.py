@@ -152,7 +152,7 @@ class Resident(Member):
         self._more = more
         #: What the fleet asks of a proxy, a host can do as well.
         self.proxy = host  # type: ignore[assignment]
-        program = [sys.executable, "-m", "notifyworker", "worker", "chaos.app:worker"]
+        program = [sys.executable, "-P", "-m", "notifyworker", "worker", "chaos.app:worker"]
         self.place = Place(host.namespaces, program if package or more else ())
         host.residents.append(self)
 

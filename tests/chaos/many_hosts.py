@@ -182,6 +182,7 @@ async def rolled_out(a: Arena) -> float:
         await load.reached(a.form.load_per_s)
         for resident in old:
             await a.up(_resident(a, resident.host, package=package, more={"CHAOS_VERSION": "next"}, concurrency=50))
+            load.handled.add("newer")
             await load.reached(a.form.load_per_s)
             resident.signal(signal.SIGTERM)
             a.injected += 1
