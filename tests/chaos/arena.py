@@ -87,6 +87,8 @@ class Arena:
         #: Where the workers' package may come from.
         self.packages = {notifyworker.__file__}
         self.drained_at = 0.0
+        #: Servers beside the arena's own: they end after the verdict.
+        self.servers = contextlib.AsyncExitStack()
         self._connection: asyncpg.Connection[Any] | None = None
         self._turn = asyncio.Lock()
         self._files = 0
@@ -284,6 +286,7 @@ async def arena(
         finally:
             await connection.close()
         place = Arena(name=name, form=form, cluster=cluster, database=database, directory=directory, thread=thread, seed=seed)
+        await stack.enter_async_context(place.servers)
         stack.push_async_callback(place.close)
         value = json.dumps(form.reaper_interval_s)
         await place.fetch("UPDATE notifyworker.settings SET value = $1 WHERE name = 'reaper_interval_s'", value)

@@ -14,19 +14,20 @@ import asyncpg
 from chaos.arena import Arena
 from notifyworker.database import DatabaseError
 
-_CONNECTIONS = 8
+_CONNECTIONS = 16
 
 
 class Load:
     """
     Inserts while the block lasts. What was acknowledged is in the ledger.
 
-    At most eight at a time: if they are slower than asked for, fewer come, and `told` says how many.
+    At most sixteen at a time: if they are slower than asked for, fewer come, and `told` says how many.
     """
 
-    def __init__(self, a: Arena, *, per_s: float) -> None:
+    def __init__(self, a: Arena, *, per_s: float, deadline_s: float = 20) -> None:
         self._a = a
         self._per_s = per_s
+        self._deadline_s = deadline_s
         #: What is inserted in turn; may grow.
         self.kinds = ["good"]
         #: Those that somebody has a handler for: of others no pickup is measured.
@@ -54,7 +55,7 @@ class Load:
             connection: asyncpg.Connection[Any] | None = None
             with contextlib.suppress(*DatabaseError):
                 connection = await asyncpg.connect(
-                    self._a.dsn, timeout=5, command_timeout=20, server_settings={"application_name": "load"}
+                    self._a.dsn, timeout=5, command_timeout=self._deadline_s, server_settings={"application_name": "load"}
                 )
             try:
                 while connection is not None and not connection.is_closed():
@@ -86,6 +87,10 @@ class Load:
     def acknowledged(self) -> list[str]:
         """The runs whose inserts were answered."""
         return list(self._acknowledged)
+
+    def unhandled(self) -> list[str]:
+        """Those of them that nobody had a handler for."""
+        return sorted(self._in_vain & self._acknowledged.keys())
 
     async def reached(self, more: float) -> None:
         """Wait until so many more have been inserted."""

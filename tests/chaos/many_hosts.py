@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -52,9 +52,9 @@ def _paused_s(form: Form) -> float:
 @act("hosts: one cut off, one paused, one an hour off; they work again", 12, needs_server=True)
 async def apart(a: Arena) -> float:
     """Each holds runs when it happens, and inserts go on; recovery is until those that were away work again."""
-    cut, paused, _ = residents = await _moved_in(a, 3, **a.form.presence)
+    cut, paused, _ = residents = await _moved_in(a, 3, concurrency=50, **a.form.presence)
     if HOUR_OFF:
-        residents.append(_resident(a, Host(), more=HOUR_OFF, **a.form.presence))
+        residents.append(_resident(a, Host(), more=HOUR_OFF, concurrency=50, **a.form.presence))
         await a.up(residents[-1])
         if abs(hosts.logged_at(residents[-1].events("worker_started")[0]) - time.time()) < 3000:
             a.wrong.append("the clock of the host that should be an hour off is right")
@@ -62,9 +62,9 @@ async def apart(a: Arena) -> float:
         a.notes.append("no clock was an hour off: libfaketime is not installed")
     a.fleet.keep_up()
     until = a.file()
-    ids = await a.insert("tick", 10, until=str(until))
+    ids = await a.insert("hold", 10, until=str(until))
     while not {cut, paused} <= set(await a.holders(ids)):
-        ids += await a.insert("tick", 10, until=str(until))
+        ids += await a.insert("hold", 10, until=str(until))
         await a.started(ids)
     async with Load(a, per_s=a.form.load_per_s / 10) as load:
         cut.host.unplug()
@@ -182,16 +182,18 @@ async def rolled_out(a: Arena) -> float:
         await load.reached(a.form.load_per_s)
         for resident in old:
             await a.up(_resident(a, resident.host, package=package, more={"CHAOS_VERSION": "next"}, concurrency=50))
+            await a.settled(load.unhandled())  # what came before is a backlog
             load.handled.add("newer")
             await load.reached(a.form.load_per_s)
             resident.signal(signal.SIGTERM)
             a.injected += 1
             if (code := await resident.ended(60)) != 0:
                 a.wrong.append(f"a worker that was told to end did so with {code}")
+            a.fleet.members.remove(resident)
         await load.reached(2 * a.form.load_per_s)
     a.notes.append(load.told())
     await a.settled(load.acknowledged())
-    await _only_by_the_next(a, [member for member in a.fleet.members if member not in old])
+    await _only_by_the_next(a)
     return load.pickup_s(0.99)
 
 
@@ -210,14 +212,14 @@ async def _migrated(a: Arena, package: Path, resident: Resident) -> None:
     a.notes.append(f"the migration took {time.monotonic() - began:.1f} s")
 
 
-async def _only_by_the_next(a: Arena, new: Sequence[Any]) -> None:
+async def _only_by_the_next(a: Arena) -> None:
     """No lease of the new kind was ever given to a worker that has no handler for it."""
     query = (
         "SELECT l.run_id, split_part(l.lease_owner, ':', 2)::int FROM chaos.leased AS l JOIN chaos.settled AS s USING (run_id)"
         " WHERE s.kind = 'newer'"
     )
     rows = await a.fetch(query)
-    pids = {member.pid for member in new}
+    pids = {member.pid for member in a.fleet.members}
     a.wrong += [f"{run}: claimed by {pid}, which has no handler for it" for run, pid in rows if pid not in pids]
     if not rows:
         a.wrong.append("no run of the new kind was claimed")

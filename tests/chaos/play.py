@@ -12,7 +12,7 @@ from pathlib import Path
 
 from servers import Cluster
 
-from chaos import faults, many_hosts, mixture, network, outages, schedules  # noqa: F401 - they register what they do
+from chaos import failover, faults, many_hosts, mixture, network, outages, schedules  # noqa: F401 - they register what they do
 from chaos.acts import ACTS, Act, Skip
 from chaos.arena import CONF, Arena, arena, prepare
 from chaos.forms import Form
