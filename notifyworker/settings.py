@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     processes: int | None = Field(None, ge=1, le=10_000)
     shadow: Literal["honour", "enforce"] = "honour"
 
+    listen: bool = True
     poll_interval_s: _Seconds = 5.0
     progress_interval_s: float = Field(0.5, ge=0, le=3600, allow_inf_nan=False)
     lease_s: _Seconds = 60.0

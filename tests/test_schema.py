@@ -258,7 +258,7 @@ async def test_tables_that_stay_in_use_are_told_and_nothing_is_changed(dsn, conn
     monkeypatch.setattr("notifyworker.migrate._WAIT_S", 0.5)
     async with connection.transaction():
         await connection.fetch("SELECT FROM notifyworker.runs")
-        with pytest.raises(StartError, match="in use for 0.5 s on end; nothing was changed"):
+        with pytest.raises(StartError, match=r"in use for 0\.5 s on end; nothing was changed"):
             await migrate(dsn, "notifyworker")
     assert await connection.fetchval("SELECT max(version) FROM notifyworker.migrations") == change.version - 1
 
