@@ -138,6 +138,31 @@ async def test_a_primary_that_falls_silent_is_left_for_the_promoted_one(pair):
         process.resume()
 
 
+@pytest.mark.slow
+async def test_of_two_primaries_each_executes_what_it_has(pair):
+    """What docs/failover.md says the fence can't do: it is a number in one database, and here are two."""
+    old, new = pair
+    conn = await asyncpg.connect(old.dsn)
+    run_id = await insert(conn, "a")
+    await new.promote()  # and nobody has stopped the old one
+    await old.conf("synchronous_standby_names = ''")
+    await old.reload()
+    started = 0
+    tokens = set()
+    for server in (old, new):
+        worker, starts = noting(server.dsn)
+        there = await asyncpg.connect(server.dsn)
+        async with worker:
+            run = await settled(there, run_id)
+        await there.close()
+        started += starts[run_id]
+        tokens.add((run["state"], run["lease_token"]))
+    await conn.close()
+
+    assert started == 2
+    assert tokens == {("completed", 1)}
+
+
 @contextlib.asynccontextmanager
 async def silent_host() -> AsyncIterator[int]:
     """A port that takes connections and never says a word."""

@@ -101,8 +101,12 @@ async def uncommitted(a: Arena) -> float:
     async with Load(a, per_s=a.form.load_per_s / 2, deadline_s=3) as load:
         await load.reached(a.form.load_per_s)
         await pair.standby.stop("immediate")
+        dead_at = time.monotonic()
         a.injected += 1
         await asyncio.sleep(a.form.sync_s)  # the fault is that it lasts
+        # What was claimed before may still be begun, and no claim is answered any more.
+        if begun := sum(entry.what == "start" and entry.at > dead_at + 1 for entry in a.reader.look()):
+            a.wrong.append(f"{begun} handlers were begun under claims that nobody had answered")
         if not (unheard := sum(entry.what == "unknown" for entry in a.reader.look())):
             a.wrong.append("no COMMIT waited for the standby")
         await pair.primary.conf("synchronous_standby_names = ''")
