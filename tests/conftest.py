@@ -135,6 +135,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     if IS_DEAF:  # it wins over what a test's worker is made with
         monkeypatch.setenv("NOTIFYWORKER_LISTEN", "false")
         monkeypatch.setenv("NOTIFYWORKER_POLL_INTERVAL_S", "0.1")
+        monkeypatch.setenv("NOTIFYWORKER_HEARTBEAT_INTERVAL_S", "0.3")  # which tells of cancels then
 
 
 @pytest.fixture(autouse=True)

@@ -52,6 +52,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prune": ("notifyworker prune --dry-run", "notifyworker prune"),
     "export": ("notifyworker export --state failed --output failed.jsonl",),
     "bench": ("notifyworker bench --runs 5000",),
+    "capacity": (
+        "notifyworker capacity --runs-per-s 50",
+        "notifyworker capacity --runs-per-s 50 --duration-s 2 --payload-bytes 2000 --retention-days 90 --json",
+    ),
     "completion": ("notifyworker completion bash > ~/.local/share/bash-completion/completions/notifyworker",),
 }
 EXIT_CODES = """\
