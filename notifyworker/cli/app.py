@@ -10,6 +10,7 @@ from rich.box import Box
 
 from notifyworker.cli import output, version
 from notifyworker.cli.bench import bench
+from notifyworker.cli.capacity import capacity
 from notifyworker.cli.config import config_set, config_show
 from notifyworker.cli.demo import demo
 from notifyworker.cli.dev import dev
@@ -98,7 +99,7 @@ def make_app() -> App:
     _add(app, steer, workers=workers, config=config)
     house = Group("To keep house", sort_key=5)
     _add(app, house, migrate=migrate, schema=schema, retention=retention, prune=prune, export=export, bench=bench)
-    _add(app, house, mcp=mcp, completion=completion)
+    _add(app, house, capacity=capacity, mcp=mcp, completion=completion)
     return app
 
 

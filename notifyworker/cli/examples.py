@@ -58,6 +58,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": ("notifyworker export --state failed --output failed.jsonl",),
     "bench": ("notifyworker bench --runs 5000",),
     "mcp": ("notifyworker mcp", "notifyworker mcp --allow-writes"),
+    "capacity": (
+        "notifyworker capacity --runs-per-s 50",
+        "notifyworker capacity --runs-per-s 50 --duration-s 2 --payload-bytes 2000 --retention-days 90 --json",
+    ),
     "completion": ("notifyworker completion bash > ~/.local/share/bash-completion/completions/notifyworker",),
 }
 EXIT_CODES = """\
