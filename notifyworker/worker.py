@@ -523,10 +523,12 @@ class Conductor:
         if drain_asked is self.claims.is_held:
             return
         self.claims.hold(is_held=drain_asked)
-        log.info("drain_asked" if drain_asked else "drain_undone", running=self.slots.running)
         if drain_asked:
+            log.info("drain_asked", running=self.slots.running)
             for run in self.slots.take_waiting():
                 self._give_back(run)
+        else:
+            log.info("drain_undone", running=self.slots.running)
         self.keeper.announce()
 
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone
