@@ -69,6 +69,10 @@ class Transactions:
         self._opening = asyncio.Lock()
         self._committing: set[asyncio.Task[None]] = set()
 
+    def used(self) -> int:
+        """Return how many connections handlers have now."""
+        return 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
+
     def close(self) -> None:
         """Cut all connections."""
         if self._pool is not None:

@@ -36,6 +36,8 @@ ELSEWHERE = {
     "notifyworker runs tail": "test_cli_looks",
     "notifyworker runs tail --state failed --json": "test_cli_looks",
     "notifyworker bench --runs 5000": "test_cli",
+    "notifyworker mcp": "test_mcp",
+    "notifyworker mcp --allow-writes": "test_mcp",
 }
 APP = """
 from notifyworker import Run, Worker

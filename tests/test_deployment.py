@@ -16,7 +16,9 @@ import pytest
 import yaml
 from servers import eventually
 from test_cli import APP, start
+from test_observability import measured
 
+from notifyworker import Run, Worker
 from notifyworker.cli.examples import EXAMPLES
 from notifyworker.http.auth import OPEN
 from notifyworker.settings import Settings
@@ -169,6 +171,7 @@ def test_the_manifests_name_each_other() -> None:
     assert scaled["scaleTargetRef"]["name"] == MANIFESTS["Deployment"]["metadata"]["name"]
     assert scaled["triggers"][0]["authenticationRef"]["name"] == MANIFESTS["TriggerAuthentication"]["metadata"]["name"]
     assert scaled["minReplicaCount"] >= 1
+    assert set(re.findall(r"notifyworker_\w+", scaled["triggers"][1]["metadata"]["query"])) <= measured().keys()
     assert {file.name for file in KUBERNETES.iterdir()} == {*MANIFESTS["Kustomization"]["resources"], "kustomization.yaml"}
     images = {container["image"].partition(":")[0] for container in containers()}
     assert images == {image["name"] for image in MANIFESTS["Kustomization"]["images"]}
@@ -186,6 +189,29 @@ async def test_what_scales_counts_the_work(connection: asyncpg.Connection) -> No
     await connection.execute("SELECT notifyworker.cancel(run_id) FROM notifyworker.runs WHERE kind = 'b'")
     await connection.execute("SET ROLE notifyworker_observer")
     assert await connection.fetchval(query) == 1
+
+
+async def test_scaled_to_zero_and_back_nothing_is_left_lying(dsn: str, connection: asyncpg.Connection) -> None:
+    """A scaler in KEDA's place: it asks what it is to ask, and starts and stops a worker by the answer."""
+    query = MANIFESTS["ScaledObject"]["spec"]["triggers"][0]["metadata"]["query"]
+    worker = Worker(dsn, poll_interval_s=60)  # what it finds, it finds by its first look
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None:
+        pass
+
+    async def is_work(wanted: bool) -> bool:
+        return (await connection.fetchval(query) > 0) is wanted
+
+    for due_in in ("0 s", "300 ms", "0 s"):
+        await eventually(lambda: is_work(False))  # to zero
+        await connection.execute(
+            "INSERT INTO notifyworker.runs (kind, run_at) VALUES ('a', now() + $1::text::interval)", due_in
+        )  # and nobody listens
+        await eventually(lambda: is_work(True))  # and back
+        async with worker:
+            await eventually(lambda: connection.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.runs)"))
+    assert await connection.fetchval("SELECT count(*) FROM notifyworker.run_history WHERE state = 'completed'") == 3
 
 
 def test_the_page_names_files_that_are_there() -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Self
 from uuid import UUID
 
+import aiohttp
 import asyncpg
 import pytest
 from servers import Cluster, eventually, processes
@@ -136,6 +137,54 @@ async def test_a_primary_that_falls_silent_is_left_for_the_promoted_one(pair):
         await conn.close()
     for process in frozen:
         process.resume()
+
+
+async def test_the_page_reads_from_a_replica_and_acts_on_the_primary(pair):
+    primary, standby = pair
+    worker, _ = noting(primary.dsn, sidecar=True, port=0, read_dsn=standby.dsn)
+    conn = await asyncpg.connect(primary.dsn)
+    async with worker, aiohttp.ClientSession(headers={"Accept": "text/html"}) as session:
+        run_id = await insert(conn, "nobody's")
+
+        async def is_listed() -> bool:
+            async with session.get(f"{worker.url}/runs") as answer:
+                assert answer.status == 200
+                return str(run_id) in await answer.text()
+
+        await eventually(is_listed)
+        pages = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'notifyworker page'"
+        assert await conn.fetchval(pages) == 0
+        there = await asyncpg.connect(standby.dsn)
+        assert await there.fetchval(pages) > 0
+        await there.close()
+        async with session.post(f"{worker.url}/runs/{run_id}/cancel", headers={"Accept": "application/json"}) as answer:
+            assert answer.status == 200
+    await conn.close()
+
+
+@pytest.mark.slow
+async def test_of_two_primaries_each_executes_what_it_has(pair):
+    """What docs/failover.md says the fence can't do: it is a number in one database, and here are two."""
+    old, new = pair
+    conn = await asyncpg.connect(old.dsn)
+    run_id = await insert(conn, "a")
+    await new.promote()  # and nobody has stopped the old one
+    await old.conf("synchronous_standby_names = ''")
+    await old.reload()
+    started = 0
+    tokens = set()
+    for server in (old, new):
+        worker, starts = noting(server.dsn)
+        there = await asyncpg.connect(server.dsn)
+        async with worker:
+            run = await settled(there, run_id)
+        await there.close()
+        started += starts[run_id]
+        tokens.add((run["state"], run["lease_token"]))
+    await conn.close()
+
+    assert started == 2
+    assert tokens == {("completed", 1)}
 
 
 @contextlib.asynccontextmanager

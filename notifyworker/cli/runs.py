@@ -110,7 +110,7 @@ async def enqueue(
     )
     if wait_s is not None and not 0 < wait_s <= _LONGEST_WAIT_S:
         raise InvalidRun(field="wait_s", message=f"must be above 0 and at most {_LONGEST_WAIT_S:g}, not {wait_s:g}")
-    run_id, became = await _insert(new, database)
+    run_id, became = await insert_run(new, database)
     if wait or wait_s is not None:
         from notifyworker.cli.wait import settled
 
@@ -196,7 +196,7 @@ async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOpti
 
     wanted = _uuid(run_id)
     async with opened(database) as db:
-        state = await _steered(db, wanted, "cancel")
+        state = await steered(db, wanted, "cancel")
     _steered_told(wanted, state, json=json)
 
 
@@ -218,7 +218,7 @@ async def retry(
     wanted, another = _uuid(run_id), _another(payload)
     check_from_step(from_step)
     async with opened(database) as db:
-        await _steered(db, wanted, "retry", another, from_step)
+        await steered(db, wanted, "retry", another, from_step)
     _steered_told(wanted, "pending", json=json)
 
 
@@ -230,14 +230,15 @@ async def replay(
 
     wanted, another = _uuid(run_id), _another(payload)
     async with opened(database) as db:
-        again = await _steered(db, wanted, "replay", another)
+        again = await steered(db, wanted, "replay", another)
     if json:
         output.document({"run_id": again, "replay_of": wanted})
     else:
         output.line(again)
 
 
-async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
+async def insert_run(new: Any, database: DatabaseOptions) -> "Inserted":
+    """Insert; what the database refuses is told by the column."""
     import asyncpg
 
     from notifyworker.cli.database import opened
@@ -252,13 +253,14 @@ async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
             raise refused(error) from None
 
 
-async def _steered(
+async def steered(
     db: "Database",
     run_id: UUID,
     verb: Literal["cancel", "retry", "replay"],
     payload: str | None = None,
     from_step: int | None = None,
 ) -> str:
+    """Cancel, retry or replay; return the new state, or the id of the run. Raises RunNotFound, RunConflict."""
     from notifyworker.given import Conflicts
 
     with Conflicts(run_id):
