@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests wait for most of their time: one process more than there are processors.
 JOBS := $(shell expr 1 + $$(python3 -c 'import os; print(os.cpu_count() or 1)'))
 
-.PHONY: help demo test test-slow soak lint types check docs manifests chaos audit lock bench clean
+.PHONY: help demo test test-slow test-poll soak lint types check docs manifests chaos audit lock bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -22,10 +22,13 @@ demo: $(STAMP)  ## the whole life of a run, on a PostgreSQL of its own (KEEP=1: 
 	$(PYTHON) -m notifyworker demo $(if $(KEEP),--keep)
 
 test: $(STAMP)  ## all tests, against real PostgreSQL 18 and 16 (ARGS="-k name" for some)
-	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(STAMP)  ## the faults that take long to inject or to notice, four minutes (ARGS=-s: with figures)
 	$(PYTHON) -m pytest -m slow $(ARGS)
+
+test-poll: $(STAMP)  ## all tests once more, with workers that hear no notification and find everything by polling
+	NOTIFYWORKER_TEST_LISTEN=off $(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 soak: $(STAMP)  ## a worker under steady mixed load, and whether it grows (MINUTES=30)
 	$(PYTHON) tests/soak.py $(if $(MINUTES),--minutes $(MINUTES))

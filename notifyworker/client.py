@@ -52,7 +52,7 @@ class Client(Many):
 
     def __init__(self, dsn: str | None = None, *, schema: str | None = None) -> None:
         super().__init__(dsn, schema=schema)
-        self._waiting = Waiting(self._listen_dsn, self._store)
+        self._waiting = Waiting(self._listen_dsn, self._store, listens=self._listens)
 
     async def close(self) -> None:
         """Close the connections that this client opened."""

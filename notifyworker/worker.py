@@ -26,6 +26,7 @@ from notifyworker.depth import Depth
 from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
 from notifyworker.execute import Attempt, error_entry, execute, released
 from notifyworker.handlers import Handler
+from notifyworker.hearing import POOLER, inserts_wake
 from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
@@ -70,6 +71,7 @@ class Conductor:
         self._max_result_bytes = settings.max_result_bytes
         self._stopping = False
         self._queue_usage = 0.0
+        self._inserts_wake = True
         self._sink: Callable[[dict[str, object]], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
@@ -139,7 +141,7 @@ class Conductor:
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
-            exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
+            exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self._beaten,
             suspects=self.slots.suspects,
         )  # fmt: skip
         self.progress = Progress(
@@ -159,6 +161,7 @@ class Conductor:
             kinds=self._handlers,
             looks=lambda: self.reaper.is_leading or self.reaper.stands_in,
         )
+        self.listener.why_deaf = None if settings.listen else "listen is off"
         self.listener.on_message = self._heard
         self.listener.on_late = self.leader.on_late = self.claims.lower
         self.listener.on_ready = self.turns.heard
@@ -182,10 +185,13 @@ class Conductor:
             async with asyncio.timeout(CONNECT_S):
                 await check(connection, self.store.schema, self.dsn)
                 await self._adopt_fleet_settings(connection)
+                self._inserts_wake = await inserts_wake(connection, self.store.schema)
         except DatabaseError as error:
             raise explain(error, self.dsn) from None
         finally:
             connection.terminate()
+        if not self._inserts_wake:
+            log.warning("inserts_wake_nobody", hint="the trigger wake of runs is disabled, or not there: polling")
         self.keeper.start()
         try:
             await self.keeper.started
@@ -193,7 +199,7 @@ class Conductor:
             raise explain(error, self.keeper.dsn) from None
         self.keeper.ended.add_done_callback(self._keeper_ended)
         for name, loop in (
-            ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
+            *([("listener", self.listener.run())] if self.settings.listen else []), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
             ("run logs", self.logs.run()), ("depth", self.depth.run()),
             ("places", self.places.run()), ("cancels", self.cancels.run()), ("progress", self.progress.run()),
@@ -436,6 +442,10 @@ class Conductor:
         if what == "cancel":
             self.cancels.heard(argument)
             return
+        if what == "drain":
+            if argument == self.lease_owner:
+                self.keeper.announce()  # the answer says what is asked
+            return
         self.leader.heard(message)
 
     # What a handler asks for (Desk), and what others see.
@@ -507,11 +517,23 @@ class Conductor:
         except DatabaseError as error:
             log.warning("mode_not_noted", error=brief(error))
 
+    def _beaten(self, size: int, position: int, drain_asked: bool) -> None:  # noqa: FBT001 - called back with them alone
+        """What a heartbeat was answered."""
+        self.turns.joined(size, position)
+        if drain_asked is self.claims.is_held:
+            return
+        self.claims.hold(is_held=drain_asked)
+        log.info("drain_asked" if drain_asked else "drain_undone", running=self.slots.running)
+        if drain_asked:
+            for run in self.slots.take_waiting():
+                self._give_back(run)
+        self.keeper.announce()
+
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone
         s = self.settings
         return (
             self.lease_owner, socket.gethostname(), os.getpid(), _VERSION, list(self._handlers), s.project_ids,
-            s.concurrency, self.slots.running, "draining" if self._stopping else "running", s.shadow, has_presence,
+            s.concurrency, self.slots.running, "draining" if self._stopping or self.claims.is_held else "running", s.shadow, has_presence,
             s.presumed_dead_s, s.lease_s, s.heartbeat_interval_s,
         )  # fmt: skip
 
@@ -527,11 +549,14 @@ class Conductor:
     def restrictions(self) -> list[str]:
         """What this worker does its job without."""
         reasons = []
-        if self.listener.is_deaf:
-            found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
-            reasons.append(
-                f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
-            )
+        found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
+        if self.listener.why_deaf:
+            mends = "; listen_dsn, a direct connection, gives back all of it" if self.listener.why_deaf == POOLER else ""
+            reasons.append(f"{self.listener.why_deaf}: {found}{mends}")
+        if not self._inserts_wake:
+            reasons.append(f"the trigger that wakes is disabled, or not there: {found}")
+        if not self.leader.locks_hold:
+            reasons.append("advisory locks do not hold on this server: nobody leads, and runs of the dead wait for their leases")
         return reasons + self.slots.restrictions()
 
     def health(self) -> list[str]:
@@ -549,7 +574,7 @@ class Conductor:
         stall = self.keeper.last_stall
         if stall is not None and now - stall[1] < self.settings.heartbeat_interval_s:
             reasons.append(f"the event loop stood still for {stall[0]:.0f} s: a handler blocks it")
-        if not self.listener.is_hearing and not self.listener.is_deaf and now - self.listener.silent_since > CONNECT_S:
+        if not self.listener.is_hearing and not self.listener.why_deaf and now - self.listener.silent_since > CONNECT_S:
             reasons.append(
                 f"no notification can be heard for {now - self.listener.silent_since:.0f} s, and runs are found by polling: "
                 f"{self.listener.error}"

@@ -67,6 +67,8 @@ BEGIN
             ('worker', 'SELECT ON {schema}.retention'),
             ('operator', 'USAGE ON SCHEMA {schema}'),
             ('operator', 'EXECUTE ON FUNCTION {schema}.cancel, {schema}.retry, {schema}.forget, {schema}.pause, {schema}.resume'),
+            ('operator', 'EXECUTE ON FUNCTION {schema}.drain'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.drain'),
             ('observer', 'USAGE ON SCHEMA {schema}')
         ) AS g (role_name, what)
         UNION ALL

@@ -83,10 +83,10 @@ async def test_django(empty_dsn: str) -> None:
         "worker", "django_shop.worker:worker", "--no-sidecar", cwd=EXAMPLES, env={**env, "NOTIFYWORKER_DSN": empty_dsn}
     )
     try:
-        await eventually(lambda: connection.fetchval("SELECT is_confirmed FROM django_shop_order WHERE number = 7"), 30)
+        await eventually(lambda: connection.fetchval("SELECT is_confirmed FROM django_shop_order WHERE number = 7"))
         assert json.loads((await settled(connection, UUID(run_id)))["result"]) == {"confirmed": 1}
         worker.terminate()
-        assert await asyncio.wait_for(worker.wait(), 20) == 0
+        assert await asyncio.wait_for(worker.wait(), 30) == 0
     finally:
         if worker.returncode is None:
             worker.kill()

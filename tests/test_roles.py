@@ -58,6 +58,7 @@ FUNCTIONS = {
     "tell_waiters(ARRAY[]::uuid[])": {"worker"},
     "pause('a')": {"worker", "operator"},
     "resume('a')": {"worker", "operator"},
+    "drain('a')": {"worker", "operator"},
     "set_limit('a', max_running => 1)": {"worker", "operator"},
     "remove_limit('a')": {"worker", "operator"},
     "set_share('p', 2)": {"worker", "operator"},
@@ -343,7 +344,7 @@ async def test_definers_rights_are_used_where_needed_and_every_path_is_pinned(db
 
     assert {row["proname"] for row in rows if row["prosecdef"]} == {
         "enqueue", "cancel", "retry", "forget", "make_partitions", "drop_expired_partitions",
-        "key_holder", "take_key", "keep_key", "pause", "resume", "set_limit", "remove_limit", "places_freed", "mend_limits",
+        "key_holder", "take_key", "keep_key", "pause", "resume", "drain", "set_limit", "remove_limit", "places_freed", "mend_limits",
         "set_share",
         "expect", "expect_no_more", "complete",
         "replay", "cancel_runs", "retry_runs", "live_matching", "settled_matching", "set_retention", "ended_days",

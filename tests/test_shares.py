@@ -61,7 +61,7 @@ async def test_a_hundred_projects_with_one_run_each_pass_by_a_great_backlog_whil
         counts = Counter(project for project in house.order if project != "great")
         assert len(counts) == 100
         house.let_end(6000)
-        await eventually(lambda: not house.connection.is_in_transaction() and len(house.order) == 5100, 30)
+        await eventually(lambda: not house.connection.is_in_transaction() and len(house.order) == 5100)
 
 
 async def test_slots_are_shared_from_the_first_claim_on(house):

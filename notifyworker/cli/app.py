@@ -10,6 +10,7 @@ from rich.box import Box
 
 from notifyworker.cli import output, version
 from notifyworker.cli.bench import bench
+from notifyworker.cli.capacity import capacity
 from notifyworker.cli.config import config_set, config_show
 from notifyworker.cli.demo import demo
 from notifyworker.cli.dev import dev
@@ -30,6 +31,7 @@ from notifyworker.cli.status import status
 from notifyworker.cli.tail import tail
 from notifyworker.cli.top import top
 from notifyworker.cli.worker import worker
+from notifyworker.cli.workers import workers_drain, workers_list
 
 _HELP = """\
 Run what is inserted into a Postgres table.
@@ -74,6 +76,8 @@ def make_app() -> App:
     _add(limits, None, list=limits_list, set=limits_set, remove=limits_remove)
     shares = _group("shares", "What part of the slots a project gets.")
     _add(shares, None, list=shares_list, set=shares_set)
+    workers = _group("workers", "The fleet, and who of it is to claim nothing more.")
+    _add(workers, None, list=workers_list, drain=workers_drain)
     retention = _group("retention", "How long settled runs of kinds and projects are kept.")
     _add(retention, None, list=retention_list, set=retention_set)
     config = _group("config", "Settings: what holds, and what is one for the whole fleet.")
@@ -91,10 +95,11 @@ def make_app() -> App:
         healthcheck=healthcheck,
     )
     steer = Group("To steer", sort_key=4)
-    _add(app, steer, pause=pause, resume=resume, pauses=pauses, schedules=schedules, limits=limits, shares=shares, config=config)
+    _add(app, steer, pause=pause, resume=resume, pauses=pauses, schedules=schedules, limits=limits, shares=shares)
+    _add(app, steer, workers=workers, config=config)
     house = Group("To keep house", sort_key=5)
     _add(app, house, migrate=migrate, schema=schema, retention=retention, prune=prune, export=export, bench=bench)
-    _add(app, house, mcp=mcp, completion=completion)
+    _add(app, house, capacity=capacity, mcp=mcp, completion=completion)
     return app
 
 

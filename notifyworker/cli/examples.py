@@ -45,6 +45,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "limits remove": ("notifyworker limits remove --kind email.send",),
     "shares list": ("notifyworker shares list",),
     "shares set": ("notifyworker shares set acme 2",),
+    "workers list": ("notifyworker workers list",),
+    "workers drain": (
+        'notifyworker workers drain --host "$(hostname)"',
+        'notifyworker workers drain --host "$(hostname)" --undo',
+    ),
     "config show": ("notifyworker config show", "notifyworker config show app:worker --json"),
     "config set": ("notifyworker config set history_retention_days 90",),
     "retention list": ("notifyworker retention list",),
@@ -53,6 +58,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": ("notifyworker export --state failed --output failed.jsonl",),
     "bench": ("notifyworker bench --runs 5000",),
     "mcp": ("notifyworker mcp", "notifyworker mcp --allow-writes"),
+    "capacity": (
+        "notifyworker capacity --runs-per-s 50",
+        "notifyworker capacity --runs-per-s 50 --duration-s 2 --payload-bytes 2000 --retention-days 90 --json",
+    ),
     "completion": ("notifyworker completion bash > ~/.local/share/bash-completion/completions/notifyworker",),
 }
 EXIT_CODES = """\

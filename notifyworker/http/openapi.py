@@ -89,6 +89,7 @@ _WORKER: Json = {
     "project_ids": _or_null({"type": "array", "items": _TEXT}), "concurrency": _INTEGER, "running": _INTEGER, "state": _TEXT,
     "shadow": _TEXT, "presence": _FLAG, "lease_s": _NUMBER, "heartbeat_interval_s": _NUMBER, "presumed_dead_s": _NUMBER,
     "started_at": _MOMENT, "heartbeat_at": _MOMENT, "is_leader": _or_null(_FLAG), "is_present": _or_null(_FLAG),
+    "drain_asked": {**_FLAG, "description": "it was asked to claim nothing more"},
 }  # fmt: skip
 
 _REAP: Json = {
@@ -239,8 +240,12 @@ def _parameter(name: str, schema: Json, where: str = "query") -> Json:
 
 
 _RUN_ID = _parameter("run_id", _UUID, "path")
-_SCHEDULE_NAME = _parameter("name", _NAME, "path")
-_ACTION = _parameter("name", {"type": "string", "enum": ["runs", "again", "pause", "resume", "schedule", "reaper"]}, "path")
+_NAME_IN_PATH = _parameter("name", _NAME, "path")
+_ACTION = _parameter(
+    "name",
+    {"type": "string", "enum": ["runs", "again", "pause", "resume", "schedule", "reaper", "drain", "limit", "share"]},
+    "path",
+)
 _ASSET = _parameter("name", {"type": "string"}, "path")
 _BEFORE = _parameter(
     "before", {"type": "integer", "minimum": 0, "maximum": 10**18 - 1, "description": "`next_before` of the page before"}
@@ -282,6 +287,11 @@ def _operation(
 def _steered(verb: str, summary: str, **more: Any) -> Json:
     done = _answer("done", _object({"run_id": _UUID, "state": _STATE}))
     return {"post": _operation(verb, summary, {"200": done}, parameters=[_RUN_ID], **more)}
+
+
+def _asked(name: str, summary: str) -> Json:
+    asked = {"200": _answer("asked", _object({"lease_owner": _TEXT, "drain_asked": _FLAG}))}
+    return {"post": _operation(name, summary, asked, parameters=[_NAME_IN_PATH])}
 
 
 def _of_many() -> Json:
@@ -363,6 +373,8 @@ def _paths() -> Json:
         "/leases": {"get": _shown("list_leases", "who holds what", _page("leases", _object(_LEASE)), _PAGING)},
         "/reaper": {"get": _shown("show_reaper", "the leader, and what it took from whom", _object(_REAPER))},
         "/workers": {"get": _shown("list_workers", "the fleet", fleet)},
+        "/workers/{name}/drain": _asked("drain_worker", "let a worker claim nothing more"),
+        "/workers/{name}/undrain": _asked("undrain_worker", "let it claim again"),
         "/pauses": {
             "get": _shown("list_pauses", "what is paused", _object({"pauses": {"type": "array", "items": _object(_PAUSE)}})),
             "post": _operation(
@@ -390,19 +402,19 @@ def _paths() -> Json:
             )
         },
         "/schedules/{name}": {
-            "get": _shown("get_schedule", "one schedule", _ref("Schedule"), [_SCHEDULE_NAME]),
+            "get": _shown("get_schedule", "one schedule", _ref("Schedule"), [_NAME_IN_PATH]),
             "put": _operation(
                 "put_schedule",
                 "make or change it",
                 {"200": _answer("as it is now", _ref("Schedule"))},
-                parameters=[_SCHEDULE_NAME],
+                parameters=[_NAME_IN_PATH],
                 body={"application/json": {"schema": _ref("NewSchedule")}},
             ),
             "delete": _operation(
                 "delete_schedule",
                 "delete it",
                 {"200": _answer("deleted", _object({"name": _TEXT, "deleted": _FLAG}))},
-                parameters=[_SCHEDULE_NAME],
+                parameters=[_NAME_IN_PATH],
             ),
         },
         "/shares": {

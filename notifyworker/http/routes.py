@@ -22,6 +22,7 @@ from notifyworker.http.pool import Pool
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
 from notifyworker.http.shares import Shares
+from notifyworker.http.workers import Workers
 from notifyworker.run_log_store import RunLogStore
 from notifyworker.step_store import StepStore
 from notifyworker.store import Inserted, NewRun, Row
@@ -62,12 +63,12 @@ class Routes:
             web.post("/runs/{run_id}/cancel", self.cancel),
             web.get("/leases", self.leases),
             web.get("/reaper", self.reaper),
-            web.get("/workers", self.workers),
             *Many(self._worker, self._pool).table(),
             *Pauses(self._worker, self._pool).table(),
             *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
             *Shares(self._worker, self._pool).table(),
+            *Workers(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
             web.get("/openapi.json", self.openapi),
@@ -166,11 +167,6 @@ class Routes:
         state = await self._store.reaper_state(self._pool)
         recent = await self._store.reaps_list(self._pool)
         return json_answer({**state, "interval_s": self._worker.reaper_interval_s, "recent": [shown(row) for row in recent]})
-
-    async def workers(self, request: web.Request) -> web.Response:
-        """List the fleet."""
-        Query(request, _NOTHING)
-        return json_answer({"workers": [shown(row) for row in await self._store.workers_list(self._pool)]})
 
     async def _inserted(self, new: NewRun) -> Inserted:
         """Insert; what the database refuses is told without its own words, unless they are ours."""

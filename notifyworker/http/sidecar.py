@@ -34,7 +34,8 @@ class Sidecar:
         self._settings = worker.settings
         self._token = self._settings.token.get_secret_value() if self._settings.token else None
         self._pool = Pool(worker.dsn, self._settings.schema_name)
-        self._page_pool = Pool(worker.dsn, self._settings.schema_name, purpose="page")
+        read_dsn = self._settings.read_dsn.get_secret_value() if self._settings.read_dsn else worker.dsn
+        self._page_pool = Pool(read_dsn, self._settings.schema_name, purpose="page")
         self._events = Events(self._events_heard)
         self._has_listeners = False
         self._live = Live(self._hear)
