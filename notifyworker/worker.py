@@ -19,6 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from notifyworker.batch import Batches
+from notifyworker.budget import open_together
 from notifyworker.cancel import Cancels
 from notifyworker.children import Children
 from notifyworker.claim import Claims
@@ -210,6 +211,10 @@ class Conductor:
             await self.keeper.started
         except DatabaseError as error:
             raise explain(error, self.keeper.dsn) from None
+        try:
+            await open_together([self._links[purpose] for purpose in ("claim", "settle", "side")])
+        except DatabaseError as error:
+            raise explain(error, self.dsn) from None
         self.keeper.ended.add_done_callback(self._keeper_ended)
         for name, loop in (
             *([("listener", self.listener.run())] if self.settings.listen else []), ("leader", self.leader.run()), ("settler", self.settler.run()),
@@ -557,10 +562,12 @@ class Conductor:
         if drain_asked is self.claims.is_held:
             return
         self.claims.hold(is_held=drain_asked)
-        log.info("drain_asked" if drain_asked else "drain_undone", running=self.slots.running)
         if drain_asked:
+            log.info("drain_asked", running=self.slots.running)
             for run in self.slots.take_waiting():
                 self._give_back(run)
+        else:
+            log.info("drain_undone", running=self.slots.running)
         self.keeper.announce()
 
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone

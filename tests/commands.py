@@ -105,7 +105,7 @@ def _next_command(orders: socket.socket) -> list[str]:
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
-    sys.path[0] = str(Path.cwd())
+    sys.path[:1] = [str(Path.cwd()), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     return list(arguments)
 
 

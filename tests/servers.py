@@ -36,7 +36,7 @@ DEFAULT_MAJOR = 18
 UNSAFE_BUT_FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_wal_size": "128MB"}
 #: A crash of the server, and not of the machine, loses nothing that was committed.
 SAFE_IN_A_CRASH = {"fsync": "off", "full_page_writes": "off"}
-_ENOUGH_BYTES = 4 * 1024**3  # the tests need less than a quarter at a time
+_ENOUGH_BYTES = 3 * 1024**3  # the tests need less than a quarter at a time
 #: Until what surely comes has come, however busy the machine is. What a worker of the tests does by the clock comes later.
 SURELY_S = 30.0
 _HEALTHY_S = 60.0  # until a container has initialised and answers
