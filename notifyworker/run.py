@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class State(StrEnum):
     """Where a run is in its life."""
 
-    #: Waiting. The next claim after `run_at` moves it on; a crash of any worker leaves it as it is.
+    #: Waiting. The next claim after `run_at` moves it on, once it `waits_for` nothing: a key, its children, an event. A crash of
+    #: any worker leaves it as it is.
     PENDING = "pending"
     #: One worker holds the lease and executes it. The worker settles it or gives it back; if the worker dies, the
     #: reaper gives it back, or fails it on its last attempt.

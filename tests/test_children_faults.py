@@ -212,3 +212,25 @@ async def test_two_workers_race_for_the_end_of_many_families(make_worker, db, ds
     children = await all_of(db, "child")
     assert (len(parents), len(children)) == (100, 600)
     assert {row["state"] for row in children} == {"completed"}
+
+
+@pytest.mark.slow
+async def test_ten_thousand_children_of_one_parent(make_worker, db):
+    worker: Worker = make_worker(concurrency=100)
+
+    @worker.handler("parent")
+    async def parent(run: Run) -> int:
+        for n in range(10_000):
+            await run.start("child", {"n": n})
+        return sum(outcome.result for outcome in await run.join())
+
+    @worker.handler("child")
+    async def child(run: Run, payload: dict) -> int:
+        return payload["n"]
+
+    async with worker:
+        run_id = await insert(db)
+        query = "SELECT * FROM notifyworker.all_runs WHERE run_id = $1 AND finished_at IS NOT NULL"
+        run = await eventually(lambda: db.fetchrow(query, run_id), 120)
+    assert (run["state"], run["result"]) == ("completed", str(sum(range(10_000))))
+    assert await db.fetchval("SELECT count(*) FROM notifyworker.run_history WHERE kind = 'child' AND attempt = 1") == 10_000
