@@ -17,8 +17,9 @@ from test_cli import call as command
 from test_pauses import _Session
 from test_steps import settled, take_from_its_worker
 
-from notifyworker import ChildFailed, ChildGroup, ChildOutcome, Client, Fail, Retry, Run, Snooze, Worker
+from notifyworker import ChildFailed, ChildGroup, ChildOutcome, Client, EventTimeout, Fail, Retry, Run, Snooze, Worker
 from notifyworker.store import Store
+from notifyworker.testing import HandlerRun
 
 PAGE = Path(__file__).parents[1] / "docs" / "children.md"
 QUICKLY = Retry(max_attempts=3, base_s=0.01)
@@ -444,7 +445,7 @@ async def test_children_that_are_locked_or_too_many_are_cancelled_by_the_leader(
         await second.execute("SELECT FROM notifyworker.runs WHERE run_id = $1 FOR UPDATE", children[0])
         await db.execute("SELECT notifyworker.cancel($1)", run_id)
     await second.close()
-    assert await db.fetchval("SELECT count(*) FROM notifyworker.runs") == 100
+    assert await db.fetchval("SELECT count(*) FROM notifyworker.runs") == 101  # the locked one, and those above a thousand
     worker: Worker = make_worker()
     worker.handler("none")(_nothing)
     async with worker:
@@ -677,3 +678,16 @@ async def test_the_pages_examples(dsn, connection, monkeypatch):
     (shell,) = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for line in shell.splitlines():
         assert (await command(*line.replace("ID", str(run_id)).split()[1:], env={"NOTIFYWORKER_DSN": dsn})).code == 0
+
+
+async def test_a_handler_is_tested_without_a_database():
+    async def handle(run: Run) -> list[Any]:
+        await run.start("child", {"n": 1})
+        return [outcome.result for outcome in await run.join()] + [await run.event("paid")]
+
+    outcome = ChildOutcome(UUID(int=1), "child", "completed", 7)
+    run = HandlerRun(outcomes=[outcome], events={"paid": 8})
+    assert await handle(run) == [7, 8]
+    assert [(start.kind, start.payload) for start in run.started] == [("child", {"n": 1})]
+    with pytest.raises(EventTimeout, match="'other' did not come in time"):
+        await run.event("other")
