@@ -63,8 +63,9 @@ lock: $(TOOLS)/.installed  ## pin anew what pyproject.toml asks for, with hashes
 	$(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --group dev \
 		pyproject.toml -o requirements-dev.txt $(ARGS)
 
-manifests: $(TOOLS)/.installed  ## deploy/kubernetes against Kubernetes' own schemas, as strictly as they can be
+manifests: $(TOOLS)/.installed  ## deploy/kubernetes against Kubernetes' own schemas (CRDS="FILE..": and KEDA's and CloudNativePG's)
 	$(TOOLS)/bin/kubernetes-validate --strict deploy/kubernetes/migrate.yaml deploy/kubernetes/worker.yaml
+	$(if $(CRDS),$(PYTHON) deploy/crds.py $(CRDS))
 
 chaos: $(STAMP)  ## fleets that are hurt, and a ledger of what became of it (SHORT=1 SEED=7 ONLY=claim MUTATE=1)
 	PYTHONPATH=tests $(PYTHON) -m chaos $(if $(MUTATE),mutate,$(if $(SHORT),--short)) $(if $(SEED),--seed $(SEED)) \

@@ -349,6 +349,11 @@ class Link:
                     self.terminate()
                 raise
 
+    async def open(self) -> None:
+        """Connect now, and not at the first statement. Raises DatabaseError."""
+        async with self._turn:
+            await self._open()
+
     async def _open(self) -> Connection:
         if self._closed:
             message = "connection is closed"

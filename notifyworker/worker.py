@@ -19,12 +19,16 @@ from typing import Any
 from uuid import UUID
 
 from notifyworker.batch import Batches
+from notifyworker.budget import open_together
 from notifyworker.cancel import Cancels
+from notifyworker.children import Children
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
 from notifyworker.depth import Depth
 from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
+from notifyworker.events import EventWaits
 from notifyworker.execute import Attempt, error_entry, execute, released
+from notifyworker.family import ChildOutcome, OnFailure, Start
 from notifyworker.handlers import Handler
 from notifyworker.hearing import POOLER, inserts_wake
 from notifyworker.leader import Leader
@@ -107,6 +111,7 @@ class Conductor:
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, settings.replaced_slots, self._execute, worker=self.lease_owner,
+            settle=self._settle_with_children,
             on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
             on_stuck=lambda attempt: self.metrics.ignored.labels(attempt.run.kind).inc(),
         )  # fmt: skip
@@ -129,7 +134,7 @@ class Conductor:
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
-            progress=lambda run: self.progress.unwritten(run),  # noqa: PLW0108 - made below
+            progress=self._unwritten,
             before=self.logs.finish, on_settled=self._settled, on_ended=self._ended, on_lost=partial(self._lost_inside, "transaction"),
         )  # fmt: skip
         self.metrics.connections.labels("transactions").set_function(self.transactions.used)
@@ -137,6 +142,15 @@ class Conductor:
         self.steps = Steps(
             self.store, self._side_link, self.lease_owner, threads=self._threads, transactions=self.transactions,
             unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes, on_lost=partial(self._lost_inside, "step"),
+        )  # fmt: skip
+        parking: dict[str, Any] = {"progress": self._unwritten, "on_parked": partial(self.slots.end, why="parked")}
+        self.children = Children(
+            self.store, self._side_link, self.lease_owner, transactions=self.transactions,
+            max_payload_bytes=lambda: self.max_payload_bytes, on_lost=partial(self._lost_inside, "start"), **parking,
+        )  # fmt: skip
+        self.event_waits = EventWaits(
+            self.store, self._side_link, self.lease_owner, steps=self.steps, unhurried=self.transactions.unhurried,
+            before=self.logs.finish, on_settled=self._settled, on_lost=partial(self._lost_inside, "event"), **parking,
         )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
@@ -197,6 +211,10 @@ class Conductor:
             await self.keeper.started
         except DatabaseError as error:
             raise explain(error, self.keeper.dsn) from None
+        try:
+            await open_together([self._links[purpose] for purpose in ("claim", "settle", "side")])
+        except DatabaseError as error:
+            raise explain(error, self.dsn) from None
         self.keeper.ended.add_done_callback(self._keeper_ended)
         for name, loop in (
             *([("listener", self.listener.run())] if self.settings.listen else []), ("leader", self.leader.run()), ("settler", self.settler.run()),
@@ -442,6 +460,9 @@ class Conductor:
         if what == "cancel":
             self.cancels.heard(argument)
             return
+        if what == "check":
+            self.reaper.check()
+            return
         if what == "drain":
             if argument == self.lease_owner:
                 self.keeper.announce()  # the answer says what is asked
@@ -461,6 +482,24 @@ class Conductor:
     async def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Any:
         """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
         return await self.steps.execute(self._attempt_of(run, "step"), name, call, in_transaction=in_transaction)
+
+    async def _settle_with_children(self, attempt: Attempt, outcome: Outcome) -> Outcome | None:
+        return await self.children.settle(attempt, outcome)
+
+    def _unwritten(self, run: Run) -> str | None:
+        return self.progress.unwritten(run)
+
+    async def start_children(self, run: Run, starts: Sequence[Start], last: Start | None) -> tuple[list[UUID], UUID | None]:
+        """Note what is to be started, and what when all of that is settled; return the ids. Raises LeaseLost."""
+        return await self.children.start(self._attempt_of(run, "start"), starts, last)
+
+    async def join(self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure) -> list[ChildOutcome]:
+        """Return the outcomes of children, or park the run. Raises LeaseLost."""
+        return await self.children.join(self._attempt_of(run, "join"), children, on_failure)
+
+    async def event(self, run: Run, name: str, key: str | None, timeout_s: float | None) -> Any:
+        """Return the payload of an event, or park the run. Raises LeaseLost, EventTimeout."""
+        return await self.event_waits.wait(self._attempt_of(run, "event"), name, key, timeout_s)
 
     def _attempt_of(self, run: Run, during: str) -> Attempt:
         attempt = self.slots.get(run.run_id)
@@ -523,10 +562,12 @@ class Conductor:
         if drain_asked is self.claims.is_held:
             return
         self.claims.hold(is_held=drain_asked)
-        log.info("drain_asked" if drain_asked else "drain_undone", running=self.slots.running)
         if drain_asked:
+            log.info("drain_asked", running=self.slots.running)
             for run in self.slots.take_waiting():
                 self._give_back(run)
+        else:
+            log.info("drain_undone", running=self.slots.running)
         self.keeper.announce()
 
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone

@@ -177,6 +177,38 @@ def test_the_manifests_name_each_other() -> None:
     assert images == {image["name"] for image in MANIFESTS["Kustomization"]["images"]}
 
 
+def test_definitions_of_others_are_held_to(tmp_path: Path) -> None:
+    """deploy/crds.py, with small definitions in the manner of KEDA's and CloudNativePG's."""
+    files = []
+    for kind, group, version in (
+        ("Cluster", "postgresql.cnpg.io", "v1"),
+        ("ScaledObject", "keda.sh", "v1alpha1"),
+        ("TriggerAuthentication", "keda.sh", "v1alpha1"),
+    ):
+        spec: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True, "properties": {}}
+        schema = {"properties": {"apiVersion": {}, "kind": {}, "metadata": {}, "spec": spec}}
+        definition = {
+            "group": group,
+            "names": {"kind": kind},
+            "versions": [{"name": version, "schema": {"openAPIV3Schema": schema}}],
+        }
+        files.append(tmp_path / f"{kind}.yaml")
+        files[-1].write_text(yaml.safe_dump({"spec": definition}))
+
+    def checked() -> tuple[int, str]:
+        command = [sys.executable, str(ROOT / "deploy" / "crds.py"), *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert checked() == (0, "Cluster: passed\nScaledObject: passed\nTriggerAuthentication: passed\n")
+    files[0].write_text(files[0].read_text().replace("x-kubernetes-preserve-unknown-fields: true", "additionalProperties: false"))
+    files.pop()
+    code, said = checked()
+    assert code == 1
+    assert re.search(r"Cluster: spec: Additional properties are not allowed .*'instances'", said)
+    assert "TriggerAuthentication: no definition was given" in said
+
+
 async def test_what_scales_counts_the_work(connection: asyncpg.Connection) -> None:
     """As a role that may only read; what is due later, or settled, is no work now."""
     query = MANIFESTS["ScaledObject"]["spec"]["triggers"][0]["metadata"]["query"]

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import aiohttp
 import asyncpg
 import pytest
 from servers import Cluster, eventually
 from test_http import Answer, Caller, ask, claim, serve  # noqa: F401 - a fixture
 
+from notifyworker import Run
 from notifyworker.errors import SettingsError
 from notifyworker.http.page import charts, shown
 from notifyworker.http.page.attention import Need, sentence, suspects
@@ -586,3 +588,32 @@ async def test_all_that_match_are_done_however_many(ask: Caller, connection) -> 
     done = await act(ask, "runs", **filter_)
     assert "Cancel: 10,500 of 10,500 done" in words(await ask.get(done.headers["Location"], headers=HTML))
     assert await connection.fetchval("SELECT array_agg(kind) FROM notifyworker.runs") == ["other"]
+
+
+async def test_a_run_shows_its_steps_its_log_and_what_it_repeats(make_worker, connection) -> None:
+    worker = make_worker(sidecar=True, port=0)
+
+    @worker.handler("order")
+    async def order(run: Run) -> None:
+        await run.step("charge the card", _answer)
+        run.log.warning("a line was skipped <b>", number=17)
+
+    async with worker, aiohttp.ClientSession(worker.url, headers=HTML) as session:
+        first = await connection.fetchval("INSERT INTO notifyworker.runs (kind) VALUES ('order') RETURNING run_id")
+        await eventually(lambda: _is_settled(connection, first))
+        again = await connection.fetchval("SELECT notifyworker.replay($1)", first)
+        async with session.get(f"/runs/{first}") as response:
+            page = Answer(response.status, response.headers, await response.text())
+        checked(page)
+        for wanted in ("charge the card", '"paid"', "a line was skipped <b>", "number=17"):
+            assert wanted in words(page), wanted
+        async with session.get(f"/runs/{again}") as response:
+            assert f"/runs/{first}" in await response.text()
+
+
+async def _answer() -> dict[str, int]:
+    return {"paid": 3}
+
+
+async def _is_settled(connection: asyncpg.Connection, run_id: uuid.UUID) -> bool:
+    return bool(await connection.fetchval("SELECT true FROM notifyworker.run_history WHERE run_id = $1", run_id))

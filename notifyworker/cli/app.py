@@ -15,6 +15,7 @@ from notifyworker.cli.config import config_set, config_show
 from notifyworker.cli.demo import demo
 from notifyworker.cli.dev import dev
 from notifyworker.cli.doctor import doctor, healthcheck
+from notifyworker.cli.emit import emit
 from notifyworker.cli.examples import EXIT_CODES, examples_of
 from notifyworker.cli.failed import failed
 from notifyworker.cli.history import export, prune, retention_list, retention_set
@@ -83,7 +84,7 @@ def make_app() -> App:
     config = _group("config", "Settings: what holds, and what is one for the whole fleet.")
     _add(config, None, show=config_show, set=config_set)
     _add(app, Group("To begin", sort_key=1), demo=demo, init=init, dev=dev)
-    _add(app, Group("To work", sort_key=2), worker=worker, enqueue=enqueue, enqueue_many=enqueue_many)
+    _add(app, Group("To work", sort_key=2), worker=worker, enqueue=enqueue, enqueue_many=enqueue_many, emit=emit)
     _add(
         app,
         Group("To look", sort_key=3),

@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         """echo '{"to": "b@example.org"}' | notifyworker enqueue email.send - --idempotency-key order-7""",
     ),
     "enqueue-many": ("""echo '{"kind": "email.send", "payload": {"to": "c@example.org"}}' | notifyworker enqueue-many -""",),
+    "emit": ("""notifyworker emit order.paid '{"amount": 12}' --key 7""",),
     "failed": ("notifyworker failed --kind email.send",),
     "runs list": (
         "notifyworker runs list --state failed --since 2h",

@@ -38,6 +38,14 @@ _STEPS = (
     output.Column("took", "took", "right", spare=3),
     output.Column("result", "shown"),
 )
+_CHILDREN = (
+    output.Column("child", "position", "right"),
+    output.Column("run_id", "run_id"),
+    output.Column("kind", "kind"),
+    output.Column("state", "state"),
+    output.Column("settled", "settled_at", spare=1),
+    output.Column("error", "error"),
+)
 RunId = Annotated[str, Parameter(name="ID", help="The run's id.")]
 Payload = Annotated[str | None, Parameter(help="JSON in place of its payload; - reads stdin.", **_HYPHEN)]
 
@@ -152,10 +160,11 @@ async def runs_list(
 
 
 async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
-    """Show one run: its columns, what happened to it and when, its errors, steps and log."""
+    """Show one run: its columns, what happened to it and when, its errors, steps, children and log."""
     from notifyworker.cli.database import opened
     from notifyworker.cli.timeline import timeline
     from notifyworker.given import as_dict
+    from notifyworker.relatives import relatives_of
     from notifyworker.run_log_store import RunLogStore
     from notifyworker.step_store import StepStore
 
@@ -166,12 +175,17 @@ async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOption
             raise RunNotFound(wanted)
         steps = [as_dict(s) for s in await StepStore(db.store).steps_list(db.connection, wanted, row["created_at"])]
         logged = [as_dict(lease) for lease in await RunLogStore(db.store).run_logs_list(db.connection, wanted, row["created_at"])]
+        family = await relatives_of(db.store, db.connection, row)
         now = await db.store.clock(db.connection)
     run = as_dict(row)
     if json:
-        output.document({**run, "steps": steps, "log": logged})
+        output.document({**run, "steps": steps, "log": logged, **family})
         return
     shown = {name: value for name, value in run.items() if value not in (None, [], {}) and name != "errors"}
+    children = family["children"]
+    first = children.pop("first")
+    shown |= {f"children.{state}": count for state, count in children.items() if count}
+    shown |= {name: family[name] for name in ("parent_id", "event") if family[name]}
     output.blocks(output.Facts(shown), timeline(run, now))
     errors = run["errors"]
     for error in errors if isinstance(errors, list) else [{"message": errors}]:
@@ -183,6 +197,9 @@ async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOption
     if steps:
         output.line("")
         output.table(_STEPS, [{**step, "took": _took(step), "shown": _step_result(step)} for step in steps])
+    if first:
+        output.line("")
+        output.table(_CHILDREN, first)
     for lease in logged:
         output.line("")
         output.line(f"log of attempt {lease['attempt']}, written {output.moment(lease['written_at'])}")
