@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
 
 import asyncpg
 
+from notifyworker.data import folder
 from notifyworker.database import LOCK_CLASS, SEARCH_PATH, Connection, DatabaseError, GateLocks, connect, describe, explain
 from notifyworker.errors import DatabaseUnavailable, NotifyWorkerError, SchemaNotMigrated, SchemaTooNew, SettingsError, StartError
 from notifyworker.pause import Backoff
@@ -37,10 +35,8 @@ class Migration:
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """All files, in order. In a wheel they lie inside the package; in a checkout beside it."""
-    inside = resources.files("notifyworker") / "schema"
-    folder: Traversable = inside if inside.is_dir() else Path(__file__).parents[1] / "schema"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    """All files, in order."""
+    files = sorted((f for f in folder("schema").iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
     return tuple(Migration(int(f.name[:4]), f.name[5:-4], f.read_text(encoding="utf-8")) for f in files)
 
 

@@ -21,10 +21,14 @@ from uuid import UUID
 from notifyworker.batch import Batches
 from notifyworker.budget import open_together
 from notifyworker.cancel import Cancels
+from notifyworker.children import Children
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
+from notifyworker.depth import Depth
 from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
+from notifyworker.events import EventWaits
 from notifyworker.execute import Attempt, error_entry, execute, released
+from notifyworker.family import ChildOutcome, OnFailure, Start
 from notifyworker.handlers import Handler
 from notifyworker.hearing import POOLER, inserts_wake
 from notifyworker.leader import Leader
@@ -107,12 +111,14 @@ class Conductor:
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, settings.replaced_slots, self._execute, worker=self.lease_owner,
+            settle=self._settle_with_children,
             on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
             on_stuck=lambda attempt: self.metrics.ignored.labels(attempt.run.kind).inc(),
         )  # fmt: skip
         self.batches = Batches(self._threads, lambda: self.slots.running + self.slots.lingering < settings.concurrency)
         self.batches.warn(self._handlers, settings.concurrency)
         self.metrics.stuck.set_function(lambda: self.slots.stuck)
+        self.metrics.beat_age.set_function(lambda: self.keeper.beat_age_s())  # noqa: PLW0108 - made below
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
@@ -128,17 +134,28 @@ class Conductor:
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
-            progress=lambda run: self.progress.unwritten(run),  # noqa: PLW0108 - made below
+            progress=self._unwritten,
             before=self.logs.finish, on_settled=self._settled, on_ended=self._ended, on_lost=partial(self._lost_inside, "transaction"),
         )  # fmt: skip
+        self.metrics.connections.labels("transactions").set_function(self.transactions.used)
+        self.metrics.connections_allowed.labels("transactions").set(settings.transaction_connections)
         self.steps = Steps(
             self.store, self._side_link, self.lease_owner, threads=self._threads, transactions=self.transactions,
             unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes, on_lost=partial(self._lost_inside, "step"),
         )  # fmt: skip
+        parking: dict[str, Any] = {"progress": self._unwritten, "on_parked": partial(self.slots.end, why="parked")}
+        self.children = Children(
+            self.store, self._side_link, self.lease_owner, transactions=self.transactions,
+            max_payload_bytes=lambda: self.max_payload_bytes, on_lost=partial(self._lost_inside, "start"), **parking,
+        )  # fmt: skip
+        self.event_waits = EventWaits(
+            self.store, self._side_link, self.lease_owner, steps=self.steps, unhurried=self.transactions.unhurried,
+            before=self.logs.finish, on_settled=self._settled, on_lost=partial(self._lost_inside, "event"), **parking,
+        )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
             settings, self.store, direct, self.lease_owner, self.metrics,
-            exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self.turns.joined,
+            exits_on_lapse=exits, describe=self._describe, on_lost=self._lost, on_fleet=self._beaten,
             suspects=self.slots.suspects,
         )  # fmt: skip
         self.progress = Progress(
@@ -151,6 +168,13 @@ class Conductor:
             lease_of=self.slots.lease_of, on_lost=self._lost, unsure=self.keeper.announce,
         )  # fmt: skip
         self.scheduler = Scheduler(self.store, self._side_link, self.metrics)
+        self.depth = Depth(
+            self.store,
+            self._side_link,
+            self.metrics,
+            kinds=self._handlers,
+            looks=lambda: self.reaper.is_leading or self.reaper.stands_in,
+        )
         self.listener.why_deaf = None if settings.listen else "listen is off"
         self.listener.on_message = self._heard
         self.listener.on_late = self.leader.on_late = self.claims.lower
@@ -195,7 +219,7 @@ class Conductor:
         for name, loop in (
             *([("listener", self.listener.run())] if self.settings.listen else []), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
-            ("run logs", self.logs.run()),
+            ("run logs", self.logs.run()), ("depth", self.depth.run()),
             ("places", self.places.run()), ("cancels", self.cancels.run()), ("progress", self.progress.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip
@@ -436,6 +460,13 @@ class Conductor:
         if what == "cancel":
             self.cancels.heard(argument)
             return
+        if what == "check":
+            self.reaper.check()
+            return
+        if what == "drain":
+            if argument == self.lease_owner:
+                self.keeper.announce()  # the answer says what is asked
+            return
         self.leader.heard(message)
 
     # What a handler asks for (Desk), and what others see.
@@ -451,6 +482,24 @@ class Conductor:
     async def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Any:
         """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
         return await self.steps.execute(self._attempt_of(run, "step"), name, call, in_transaction=in_transaction)
+
+    async def _settle_with_children(self, attempt: Attempt, outcome: Outcome) -> Outcome | None:
+        return await self.children.settle(attempt, outcome)
+
+    def _unwritten(self, run: Run) -> str | None:
+        return self.progress.unwritten(run)
+
+    async def start_children(self, run: Run, starts: Sequence[Start], last: Start | None) -> tuple[list[UUID], UUID | None]:
+        """Note what is to be started, and what when all of that is settled; return the ids. Raises LeaseLost."""
+        return await self.children.start(self._attempt_of(run, "start"), starts, last)
+
+    async def join(self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure) -> list[ChildOutcome]:
+        """Return the outcomes of children, or park the run. Raises LeaseLost."""
+        return await self.children.join(self._attempt_of(run, "join"), children, on_failure)
+
+    async def event(self, run: Run, name: str, key: str | None, timeout_s: float | None) -> Any:
+        """Return the payload of an event, or park the run. Raises LeaseLost, EventTimeout."""
+        return await self.event_waits.wait(self._attempt_of(run, "event"), name, key, timeout_s)
 
     def _attempt_of(self, run: Run, during: str) -> Attempt:
         attempt = self.slots.get(run.run_id)
@@ -507,11 +556,25 @@ class Conductor:
         except DatabaseError as error:
             log.warning("mode_not_noted", error=brief(error))
 
+    def _beaten(self, size: int, position: int, drain_asked: bool) -> None:  # noqa: FBT001 - called back with them alone
+        """What a heartbeat was answered."""
+        self.turns.joined(size, position)
+        if drain_asked is self.claims.is_held:
+            return
+        self.claims.hold(is_held=drain_asked)
+        if drain_asked:
+            log.info("drain_asked", running=self.slots.running)
+            for run in self.slots.take_waiting():
+                self._give_back(run)
+        else:
+            log.info("drain_undone", running=self.slots.running)
+        self.keeper.announce()
+
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone
         s = self.settings
         return (
             self.lease_owner, socket.gethostname(), os.getpid(), _VERSION, list(self._handlers), s.project_ids,
-            s.concurrency, self.slots.running, "draining" if self._stopping else "running", s.shadow, has_presence,
+            s.concurrency, self.slots.running, "draining" if self._stopping or self.claims.is_held else "running", s.shadow, has_presence,
             s.presumed_dead_s, s.lease_s, s.heartbeat_interval_s,
         )  # fmt: skip
 

@@ -85,9 +85,9 @@ async def test_a_promoted_standby_is_worked_on_within_5_s_and_nothing_acknowledg
         promoted_at = time.monotonic()
 
         conn = await asyncpg.connect(standby.dsn)
-        run = await settled(conn, await insert(conn, "a"), 5)
-        await eventually(lambda: worker._conductor.leader.mode in {"armed", "coalesced"}, 5)
-        await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.health() == [], 5)
+        run = await settled(conn, await insert(conn, "a"))
+        await eventually(lambda: worker._conductor.leader.mode in {"armed", "coalesced"})
+        await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.health() == [])
         took_s = time.monotonic() - promoted_at
         before = len(acknowledged)
         await eventually(lambda: len(acknowledged) > before + 100)
@@ -98,13 +98,13 @@ async def test_a_promoted_standby_is_worked_on_within_5_s_and_nothing_acknowledg
         async with back:
             ours = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'notifyworker%'"
             await conn.execute(ours)
-            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
-            await eventually(lambda: worker._conductor.leader.mode in {"armed", "coalesced"}, 5)
+            assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
+            await eventually(lambda: worker._conductor.leader.mode in {"armed", "coalesced"})
             assert await sessions_of_ours(back) == 0
 
         producer.cancel()
         await asyncio.gather(producer, return_exceptions=True)
-        await eventually(lambda: is_empty(conn), 30)
+        await eventually(lambda: is_empty(conn))
     settles = Counter(row["run_id"] for row in await conn.fetch("SELECT run_id FROM notifyworker.run_history"))
     taken = await conn.fetchval("SELECT count(*) FROM notifyworker.reaps")
     await conn.close()
@@ -130,10 +130,10 @@ async def test_a_primary_that_falls_silent_is_left_for_the_promoted_one(pair):
         conn = await asyncpg.connect(standby.dsn)
         await conn.execute("ALTER SYSTEM RESET synchronous_standby_names")
         run_id = await insert(conn, "a")
-        await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.leader.is_leading, 25)
-        assert (await settled(conn, run_id, 25))["state"] == "completed"
-        await eventually(lambda: worker._conductor.health() == [], 25)
-        assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
+        await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.leader.is_leading)
+        assert (await settled(conn, run_id))["state"] == "completed"
+        await eventually(lambda: worker._conductor.health() == [])
+        assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
         await conn.close()
     for process in frozen:
         process.resume()
@@ -206,8 +206,8 @@ async def test_a_silent_host_holds_up_neither_start_nor_work(cluster):
         worker, _ = noting(f"postgresql://postgres@127.0.0.1:{port},127.0.0.1:{cluster.port}/postgres")
         conn = await asyncpg.connect(cluster.dsn)
         async with worker:
-            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
-            await eventually(lambda: worker._conductor.leader.mode == "armed", 5)
+            assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
+            await eventually(lambda: worker._conductor.leader.mode == "armed")
             assert worker._conductor.health() == []
         await conn.close()
 
@@ -313,22 +313,22 @@ async def test_sessions_on_a_server_that_takes_no_writes_lead_nothing_and_are_le
             name.target = standby.port
             name.cut()
             cut_at = time.monotonic()
-            await eventually(lambda: any("read-only" in reason for reason in worker._conductor.health()), 10)
+            await eventually(lambda: any("read-only" in reason for reason in worker._conductor.health()))
             await eventually(lambda: sessions_of_ours(standby))
             run_id = await insert(conn, "a")
-            await eventually(lambda: not worker._conductor.leader.is_leading, 5)
+            await eventually(lambda: not worker._conductor.leader.is_leading)
             for _ in range(5):
                 assert not worker._conductor.leader.is_leading
                 failures = worker._conductor.metrics.reconnects.labels("gate")._value.get()
-                await eventually(lambda n=failures: worker._conductor.metrics.reconnects.labels("gate")._value.get() > n, 5)
+                await eventually(lambda n=failures: worker._conductor.metrics.reconnects.labels("gate")._value.get() > n)
 
             tries = worker._conductor.metrics.heartbeats.labels("failed")._value.get()
             assert tries < 10 + 4 * (time.monotonic() - cut_at)  # with pauses, however healthy the connection looks
 
             name.target = primary.port  # and nobody cuts what goes to the standby
-            assert (await settled(conn, run_id, 10))["state"] == "completed"
-            await eventually(lambda: worker._conductor.leader.mode == "armed", 10)
-            await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.health() == [], 10)
+            assert (await settled(conn, run_id))["state"] == "completed"
+            await eventually(lambda: worker._conductor.leader.mode == "armed")
+            await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.health() == [])
             assert await sessions_of_ours(standby) == 0
         await conn.close()
 

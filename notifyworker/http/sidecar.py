@@ -16,7 +16,7 @@ from notifyworker.http.observed import Observed
 from notifyworker.http.page.actions import Actions
 from notifyworker.http.page.live import Live
 from notifyworker.http.page.pages import Pages
-from notifyworker.http.pool import Pool
+from notifyworker.http.pool import CONNECTIONS, Pool
 from notifyworker.http.problem import problems
 from notifyworker.http.routes import Routes
 from notifyworker.http.tls import HANDSHAKE_S, server_context
@@ -71,6 +71,9 @@ class Sidecar:
         try:
             await self._pool.open()
             await self._page_pool.open()
+            for name, pool in (("sidecar", self._pool), ("page", self._page_pool)):
+                self._worker.metrics.connections.labels(name).set_function(pool.used)
+                self._worker.metrics.connections_allowed.labels(name).set(CONNECTIONS)
             self._runner = web.AppRunner(self._application(), shutdown_timeout=_SHUTDOWN_S, handler_cancellation=True)
             await self._runner.setup()
             await self._listen(self._runner, context)
