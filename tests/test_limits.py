@@ -163,7 +163,7 @@ async def test_low_limits_of_the_role_are_not_the_workers(any_server, any_dsn):
     for limit, value in limits.items():
         await conn.execute(f"ALTER ROLE {name} SET {limit} = '{value}'")
     stranger = await asyncpg.connect(any_dsn)
-    worker, starts = make(as_role(any_dsn, name, name), heartbeat_interval_s=0.5, lease_s=4.5)
+    worker, starts = make(as_role(any_dsn, name, name), heartbeat_interval_s=2, lease_s=15)
     with capture_logs() as logs:
         async with worker:
             await settled(conn, await insert(conn, "a"))

@@ -101,7 +101,7 @@ async def test_it_goes_with_the_handlers_own_transaction(make_worker, connection
 
 
 async def test_the_newest_is_written_when_the_interval_is_over_all_runs_in_one_statement(make_worker, connection, counted):
-    worker: Worker = make_worker(progress_interval_s=0.2, concurrency=20)
+    worker: Worker = make_worker(progress_interval_s=1, concurrency=20)
     go_on = asyncio.Event()
     first: list[int] = []
 
