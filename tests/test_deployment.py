@@ -93,7 +93,9 @@ async def test_the_watchdog_of_another_process_hears_nothing(dsn: str, tmp_path:
 
 async def test_nobody_who_listens_is_told_and_no_harm(dsn: str, connection: asyncpg.Connection, tmp_path: Path) -> None:
     async with service(tmp_path, dsn, NOTIFY_SOCKET=str(tmp_path / "nowhere")) as process:
-        await eventually(lambda: connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.workers)"))
+        # What has executed a run has started; its row alone is there before that.
+        await connection.execute("INSERT INTO notifyworker.runs (kind) VALUES ('echo')")
+        await eventually(lambda: connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.run_history)"), 30)
         process.terminate()
         _out, err = await process.communicate()
         assert process.returncode == 0
