@@ -55,6 +55,9 @@ async def hears(listener: Connection, other: Connection, channel: str) -> bool:
             raise
         heard.set()
     is_heard = await is_set_within(heard, 1.0)
+    if not is_heard and listener.is_closed():  # which proves nothing
+        message = "the connection was closed"
+        raise asyncpg.InterfaceError(message)
     await listener.remove_listener(channel, hear)
     return is_heard
 

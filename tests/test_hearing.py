@@ -80,6 +80,21 @@ async def test_a_server_without_listen_is_no_error(dsn):
     assert why == "this server has no LISTEN: unimplemented: LISTEN"
 
 
+async def test_a_connection_that_is_ended_meanwhile_is_not_taken_for_deaf(dsn):
+    listener = await asyncpg.connect(dsn)
+    stranger = await asyncpg.connect(dsn)
+
+    class Ending:
+        """Notifies nobody, and has the listener ended."""
+
+        async def execute(self, *_: object, **__: object) -> None:
+            await stranger.fetchval("SELECT pg_terminate_backend($1)", listener.get_server_pid())
+
+    with pytest.raises(asyncpg.InterfaceError, match="closed"):
+        await hearing.hears(listener, Ending(), "channel")
+    await stranger.close()
+
+
 async def test_nobody_leads_where_locks_do_not_hold(dsn, connection):
     async with connection.transaction():
         await connection.execute("SET LOCAL allow_system_table_mods = on")

@@ -174,7 +174,7 @@ async def rolled_out(a: Arena) -> float:
     From then on runs come that only the next version has a handler for. Whoever is replaced leads at times. On a machine
     that does nothing else 99 of 100 runs have begun within 100 ms of their insert.
     """
-    old = await _moved_in(a, 3, concurrency=50)
+    old = await _moved_in(a, 2 if a.form.settings else 3, concurrency=50)
     await a.warm()
     package = _next_version(a.directory)
     a.packages.add(str(package / "notifyworker" / "__init__.py"))
