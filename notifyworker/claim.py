@@ -88,6 +88,11 @@ class Claims:
         """Read all lanes from this place on: something has become visible there only now."""
         self._lanes.lower(to)
 
+    def look_now(self) -> None:
+        """Another version of a kind is live: look before the next claim."""
+        self._lanes.look_now()
+        self.wake.set()
+
     async def run(self) -> None:
         """Claim until stopped."""
         backoff = Backoff()
@@ -137,6 +142,8 @@ class Claims:
         began = self._clock()
         self._lanes.begin()
         rows = await self._store.lanes(self._link, self._served)
+        if self._served.versions or any(row["version"] is not None for row in rows):
+            rows = [row for row in rows if self._served.has(row["kind"], row["version"])]
         seen = (Seen(*(row[name] for name in Seen._fields)) for row in rows)
         is_ready = self._lanes.looked(seen, began, self._clock())
         dues = (row[name] for row in rows for name in ("due_in_s", "token_in_s"))
@@ -170,6 +177,9 @@ class Claims:
         self.more = self._lanes.have_more(batch, runs, limit)
         self._on_answer(found=bool(runs), has_more=self.more)
         if runs:
+            if batch.version is not None:
+                for run in runs:
+                    run.version = batch.version
             runs.sort(key=_turn)
             self._note_marks(runs, is_limited=batch.is_limited)
             self._on_claimed(runs, sent_at)

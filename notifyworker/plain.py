@@ -42,6 +42,10 @@ class ThreadDesk:
         """Refuse: a plain handler can't wait for it."""
         refuse_step(run)
 
+    def live_step(self, run: Run, name: str) -> Awaitable[Any]:  # noqa: ARG002 - whichever
+        """Refuse, as `step`."""
+        refuse_step(run)
+
     def logger(self, run: Run) -> Any:
         """Return a structlog logger bound to the run."""
         return self._desk.logger(run)

@@ -9,15 +9,16 @@ The vocabulary: what a run is, which states it goes through, and how an attempt 
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from uuid import UUID
 
 from notifyworker import payload as payloads
+from notifyworker.effects import Effects, Redact
 from notifyworker.errors import StepError
 
 if TYPE_CHECKING:
@@ -98,8 +99,18 @@ class Desk(Protocol):
     def step(self, run: "Run", name: str, call: Callable[..., Any], *, in_transaction: bool) -> Awaitable[Any]:
         """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
 
+    def live_step(self, run: "Run", name: str) -> "Awaitable[LiveStep | None]":
+        """What the live run that this one is a copy of has recorded of its step of this name; None: nothing."""
+
     def logger(self, run: "Run") -> Any:
         """Return a structlog logger bound to the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStep:
+    """What a step of a live run has returned."""
+
+    value: Any
 
 
 class Done:
@@ -123,22 +134,25 @@ class Run:
         "_effects",
         "_ended",
         "_headers",
+        "_is_shadow",
         "_log",
         "_payload",
         "attempt",
         "cancelled",
+        "copy_of",
         "due_at_s",
         "expired",
         "is_limited",
-        "is_shadow",
         "kind",
         "lease_token",
         "max_attempts",
         "priority",
         "project_id",
+        "records",
         "result",
         "run_id",
         "timeout_s",
+        "version",
         "waited_s",
     )
 
@@ -171,11 +185,15 @@ class Run:
         self._headers = headers
         self.attempt = attempt
         self.max_attempts = max_attempts
-        self.is_shadow = is_shadow
+        self._is_shadow = is_shadow
         self.timeout_s = timeout_s
         self.expired = expired
         #: Whether it holds places of limits or a concurrency key.
         self.is_limited = False
+        #: The version of its handler that executes it; None: the one without a name.
+        self.version: str | None = None
+        #: The live run of which this one is a copy, to compare them.
+        self.copy_of: UUID | None = None
         self.waited_s = waited_s
         #: True once the run was cancelled, timed out or lost: a handler in a thread looks at it now and then.
         self.cancelled = False
@@ -183,7 +201,9 @@ class Run:
         #: What it is completed with in `transaction()`, whose end comes before the handler returns anything.
         self.result: Any = None
         self._desk = desk
-        self._effects: list[dict[str, Any]] | None = None
+        #: Whether this live run keeps what its effects are called with: a rule asks for it, to compare with.
+        self.records = False
+        self._effects: Effects | None = None
         self._log: Any = None
 
     def __repr__(self) -> str:
@@ -191,10 +211,15 @@ class Run:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For a process of its own, where another desk is set."""
-        return Run, (
-            self.run_id, self.lease_token, self.kind, self.project_id, self.priority, self.due_at_s, self._payload, self._headers,
+        return _again, (
+            self.version, self.records, self.run_id, self.lease_token, self.kind, self.project_id, self.priority, self.due_at_s, self._payload, self._headers,
             self.attempt, self.max_attempts, self.is_shadow, self.timeout_s, self.expired, self.waited_s,
         )  # fmt: skip
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether it is executed without effects. No handler can change it."""
+        return self._is_shadow
 
     @property
     def payload(self) -> Any:
@@ -243,6 +268,7 @@ class Run:
         call: Callable[..., Any],
         *args: Any,
         shadow_result: Any = None,
+        redact: Redact = (),
         **kwargs: Any,
     ) -> Any:
         """
@@ -250,11 +276,15 @@ class Run:
 
         In a shadow run nothing is called: name and arguments are recorded in the run's `effects`, and
         `shadow_result` is returned. To be awaited itself, but in a plain handler, where it returns what the call does.
+        Where a rule mirrors live runs they are recorded there as well (docs/shadow.md). Of what `redact` names, parameters
+        of the call, only `***` is recorded; or it is a function of the same arguments that returns what is recorded.
         """
         if not is_plain():
-            return self._awaited_effect(name, call, args, kwargs, shadow_result)
+            return self._awaited_effect(name, call, args, kwargs, shadow_result, redact)
+        if self.is_shadow or self.records:
+            self.note_effect(name, args, kwargs, call=call, redact=redact)
         if self.is_shadow:
-            return self._recorded(name, args, kwargs, shadow_result)
+            return shadow_result
         outcome = call(*args, **kwargs)
         if isinstance(outcome, Coroutine):
             outcome.close()
@@ -262,19 +292,35 @@ class Run:
             raise TypeError(message)
         return outcome
 
-    async def _awaited_effect(
-        self, name: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any
+    async def _awaited_effect(  # noqa: PLR0917 - those of effect
+        self,
+        name: str,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        shadow_result: Any,
+        redact: Redact,
     ) -> Any:
+        if self.is_shadow or self.records:
+            self.note_effect(name, args, kwargs, call=call, redact=redact)
         if self.is_shadow:
-            return self._recorded(name, args, kwargs, shadow_result)
+            return shadow_result
         outcome = call(*args, **kwargs)
         return await outcome if isinstance(outcome, Awaitable) else outcome
 
-    def _recorded(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any) -> Any:
+    def note_effect(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        *,
+        call: Callable[..., Any] | None = None,
+        redact: Redact = (),
+    ) -> None:
+        """Record an effect, of a shadow run or of a live one that is compared; for what makes effects in a handler's name."""
         if self._effects is None:
-            self._effects = []
-        self._effects.append({"name": name, "args": list(args), "kwargs": kwargs})
-        return shadow_result
+            self._effects = Effects()
+        self._effects.add(name, args, kwargs, call, redact)
 
     def transaction(self, connection: "Connection | None" = None) -> "AbstractAsyncContextManager[Connection]":
         """
@@ -292,10 +338,19 @@ class Run:
         return self.desk.transaction(self, connection)
 
     def record(self, effects: list[dict[str, Any]]) -> None:
-        """Take over the effects that a shadow run has recorded in another process."""
-        self._effects = effects
+        """Take over the effects that were recorded in another process."""
+        self._effects = Effects(effects)
 
-    def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        in_shadow: Literal["skip", "call"] = "skip",
+        shadow_result: Any = None,
+        **kwargs: Any,
+    ) -> Awaitable[Any]:
         """
         Do something that is not done again when the run is retried or taken over.
 
@@ -307,8 +362,24 @@ class Run:
         A worker that dies between the end of the call and the record leaves it to be executed again: give a system that it
         calls a key, such as the run's id and the step's name. Raises StepError, LeaseLost, and Fail (E-RUN-005) if the
         result can't be stored.
+
+        In a shadow run it is not called, since it may have effects: a copy of a live run gets what that run's step of the
+        same name has returned, and where there is none, it is recorded as an effect and `shadow_result` returned. With
+        `in_shadow="call"` it is called all the same: for what only reads or computes.
         """
-        return self.desk.step(self, name, partial(function, *args, **kwargs), in_transaction=False)
+        call = partial(function, *args, **kwargs)
+        if self.is_shadow and in_shadow == "skip" and not is_plain():
+            return self._skipped_step(name, function, args, kwargs, shadow_result)
+        return self.desk.step(self, name, call, in_transaction=False)
+
+    async def _skipped_step(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any
+    ) -> Any:
+        found = await self.desk.live_step(self, name)
+        if found is None:
+            self.note_effect(name, args, kwargs, call=function)
+            return shadow_result
+        return found.value
 
     def step_transaction(
         self, name: str, function: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any
@@ -331,8 +402,10 @@ class Run:
 
     @property
     def recorded_effects(self) -> str | None:
-        """What a shadow run would have done, as JSON; None for a live run."""
-        return payloads.encode_leniently(self._effects or []) if self.is_shadow else None
+        """What a shadow run would have done, or a live one that is compared has done, as JSON; None for any other."""
+        if not self.is_shadow and not self.records:
+            return None
+        return "[]" if self._effects is None else self._effects.as_json()
 
     def sit_at(self, desk: Desk) -> None:
         """Ask another desk from now on: of a thread, of a process."""
@@ -345,6 +418,12 @@ class Run:
             message = f"{self!r} is not executed by a worker"
             raise RuntimeError(message)
         return self._desk
+
+
+def _again(version: str | None, records: bool, *columns: Any) -> Run:  # noqa: FBT001 - as they were pickled
+    run = Run(*columns)
+    run.version, run.records = version, records
+    return run
 
 
 def is_plain() -> bool:

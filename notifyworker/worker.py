@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -24,7 +24,7 @@ from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
 from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
 from notifyworker.execute import Attempt, error_entry, execute, released
-from notifyworker.handlers import Handler
+from notifyworker.handlers import Roster
 from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
@@ -33,7 +33,7 @@ from notifyworker.places import LingeringPlaces
 from notifyworker.processes import Processes, processors
 from notifyworker.progress import Progress
 from notifyworker.reap import Reaper
-from notifyworker.run import Outcome, Run, State
+from notifyworker.run import LiveStep, Outcome, Run, State
 from notifyworker.run_log import RunLogs, secrets_of
 from notifyworker.run_log_store import RunLogStore
 from notifyworker.schedule import Scheduler
@@ -41,11 +41,12 @@ from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
 from notifyworker.slots import Slots
 from notifyworker.steps import Steps
-from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Served, Store
+from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Store
 from notifyworker.trace import processing, tracer
 from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
+from notifyworker.versions import adopt_versions, names_of, served_by
 from notifyworker.wake import Listener
 
 _FLUSH_S = 5.0
@@ -56,7 +57,7 @@ _VERSION = version("notifyworker")  # of the code that runs, whatever is install
 class Conductor:
     """One start of one worker."""
 
-    def __init__(self, settings: Settings, handlers: Mapping[str, Handler], *, standalone: bool) -> None:
+    def __init__(self, settings: Settings, handlers: Roster, *, standalone: bool) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.store = Store(settings.schema_name)
@@ -90,11 +91,7 @@ class Conductor:
             "vacuum": link("vacuum", direct, statement_timeout=f"{LONGEST_VACUUM_S}s"),
         }
         self._side_link = self._links["side"]
-        served = Served(
-            max_attempts={kind: handler.retry.max_attempts for kind, handler in self._handlers.items()},
-            timeouts_s={kind: handler.timeout_s for kind, handler in self._handlers.items()},
-            project_ids=settings.project_ids,
-        )
+        served = served_by(self._handlers, settings.project_ids)
         wake = asyncio.Event()
         self.turns = Turns(wake.set, self._hand_on)
         self.claims = Claims(
@@ -165,12 +162,13 @@ class Conductor:
 
     async def start(self) -> None:
         """Check the database, become present, and begin to claim. Raises StartError, SettingsError."""
-        self._processes.check(list(self._handlers.values()))
+        self._processes.check(list(self._handlers))
         connection = await open_or_explain(self.dsn, self.store.schema, "start")
         try:
             async with asyncio.timeout(CONNECT_S):
                 await check(connection, self.store.schema, self.dsn)
                 await self._adopt_fleet_settings(connection)
+                await adopt_versions(self.store, connection, self._handlers)
         except DatabaseError as error:
             raise explain(error, self.dsn) from None
         finally:
@@ -192,7 +190,7 @@ class Conductor:
             task.add_done_callback(self._loop_ended)
             self._tasks.append(task)
         log.info(
-            "worker_started", lease_owner=self.lease_owner, kinds=list(self._handlers), concurrency=self.settings.concurrency
+            "worker_started", lease_owner=self.lease_owner, kinds=self._handlers.kinds, concurrency=self.settings.concurrency
         )
 
     async def _adopt_fleet_settings(self, connection: Connection) -> None:
@@ -298,7 +296,7 @@ class Conductor:
         observe = self.metrics.pickup.observe
         for run in runs:
             observe(run.kind, max(0.0, run.waited_s))
-        self.slots.put([Attempt(run, self._handlers[run.kind]) for run in runs])
+        self.slots.put([Attempt(run, self._handlers[run.kind, run.version]) for run in runs])
 
     def _give_back(self, run: Run) -> None:
         """A run that was claimed and not begun."""
@@ -422,6 +420,9 @@ class Conductor:
         if what == "schedules":
             self.scheduler.changed()
             return
+        if what == "versions":
+            self.claims.look_now()
+            return
         if what == "cancel":
             self.cancels.heard(argument)
             return
@@ -440,6 +441,10 @@ class Conductor:
     async def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Any:
         """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
         return await self.steps.execute(self._attempt_of(run, "step"), name, call, in_transaction=in_transaction)
+
+    async def live_step(self, run: Run, name: str) -> LiveStep | None:
+        """What the live run that this one is a copy of has recorded of a step."""
+        return await self.steps.of_live(self._attempt_of(run, "step"), name)
 
     def _attempt_of(self, run: Run, during: str) -> Attempt:
         attempt = self.slots.get(run.run_id)
@@ -499,9 +504,9 @@ class Conductor:
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone
         s = self.settings
         return (
-            self.lease_owner, socket.gethostname(), os.getpid(), _VERSION, list(self._handlers), s.project_ids,
+            self.lease_owner, socket.gethostname(), os.getpid(), _VERSION, self._handlers.kinds, s.project_ids,
             s.concurrency, self.slots.running, "draining" if self._stopping else "running", s.shadow, has_presence,
-            s.presumed_dead_s, s.lease_s, s.heartbeat_interval_s,
+            s.presumed_dead_s, s.lease_s, s.heartbeat_interval_s, names_of(self._handlers),
         )  # fmt: skip
 
     @property

@@ -64,6 +64,9 @@ FUNCTIONS = {
     "place_freed()": set[str](),
     "end_wait('p', 'x', 1)": {"worker"},
     "claim_limited('{{a}}', '{{p}}', '{{1}}', '{{now}}', '{{a}}', '{{3}}', '{{null}}', 1, 'w', 60, false, '{{1}}')": {"worker"},
+    "live_version('a', 'p')": {"worker"},
+    "set_version('a', 'v2')": {"worker", "operator"},
+    "adopt_versions('{{a}}', '{{v}}')": {"worker"},
     "take_keys('a', 'p', 1, 1, 'w', false)": {"worker"},
     "take_room('a', 'p', '{{}}', '{{}}', 'w')": {"worker"},
     "room('a', 'p')": {"worker"},
@@ -116,6 +119,9 @@ ACTIONS = {
     "SELECT * FROM notifyworker.places": READS,
     "SELECT * FROM notifyworker.rates": READS,
     "SELECT * FROM notifyworker.shares": READS,
+    "SELECT * FROM notifyworker.versions": READS,
+    "INSERT INTO notifyworker.versions (kind, version) VALUES ('a', 'v')": set[str](),
+    "UPDATE notifyworker.versions SET version = 'other'": set[str](),
     "INSERT INTO notifyworker.limits (max_running) VALUES (1)": set[str](),
     "UPDATE notifyworker.limits SET max_running = 1": {"worker"},  # it locks them
     "DELETE FROM notifyworker.limits": set[str](),
@@ -347,7 +353,8 @@ async def test_definers_rights_are_used_where_needed_and_every_path_is_pinned(db
         "set_share",
         "expect", "expect_no_more", "complete",
         "replay", "cancel_runs", "retry_runs", "live_matching", "settled_matching", "set_retention", "ended_days",
-        "delete_expired",
+        "delete_expired", "set_version", "adopt_versions", "mirror", "set_mirror", "remove_mirror", "seal", "replay_in_shadow",
+        "set_comparison", "compare_again",
     }  # fmt: skip
     for row in rows:
         assert "search_path=pg_catalog, pg_temp" in (row["proconfig"] or []) or row["is_bound_early"], row["proname"]
@@ -432,7 +439,7 @@ async def plant_in_public(stranger: asyncpg.Connection) -> None:
 async def test_a_function_that_a_stranger_put_into_public_is_never_executed_by_us(open_house, any_dsn):
     """One that fits a call better than the server's own would be, with the rights of the worker or of who migrates."""
     store = Store("notifyworker")
-    await store.worker_present(open_house, "w", "h", 1, "0", ["k"], None, 1, 0, "running", "honour", True, 10.0, 60.0, 15.0)
+    await store.worker_present(open_house, "w", "h", 1, "0", ["k"], None, 1, 0, "running", "honour", True, 10.0, 60.0, 15.0, [])
     assert await open_house.fetchval("SELECT count(*) FROM public.caught") == 0
     await open_house.fetchval("SELECT hashtextextended('a'::text, 0)")  # the trap is a trap
     assert (
