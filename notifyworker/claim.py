@@ -70,6 +70,8 @@ class Claims:
         self._lanes = Lanes(settings.priority_ageing_s)
         self._stopping = False
         self._doubt_until = 0.0
+        #: Held while runs are leased elsewhere than here: what is not known yet is no orphan then.
+        self.alone = asyncio.Lock()
         self._half = (settings.concurrency + settings.prefetch + 1) // 2
         self._clock = asyncio.get_running_loop().time
 
@@ -188,10 +190,11 @@ class Claims:
     async def _find_orphans(self) -> None:
         """After a claim without an answer: it may have been executed, even after the looks and claims that came since."""
         if self._doubt_until > self._clock():
-            known = self._leases()  # before: what is settled while this look is on its way is no orphan
-            for row in await self._store.orphans(self._side_link, self._lease_owner):
-                if (row["run_id"], row["lease_token"]) not in known:
-                    self._on_orphan(row)
+            async with self.alone:
+                known = self._leases()  # before: what is settled while this look is on its way is no orphan
+                for row in await self._store.orphans(self._side_link, self._lease_owner):
+                    if (row["run_id"], row["lease_token"]) not in known:
+                        self._on_orphan(row)
 
     def _note_marks(self, runs: list[Run], *, is_limited: bool) -> None:
         last: dict[Key, float] = {}
@@ -207,10 +210,14 @@ class Claims:
         self.is_claiming = False
         self._metrics.claims.labels("error").inc()
         if not is_refusal(error):  # it may have been executed all the same, even later
-            self._doubt_until = now + self._settings.lease_s
+            self.in_doubt()
         if self.error is None:
             log.warning("claim_failed", error=brief(error))
         self.error = (self.error[0] if self.error else now, brief(error))
+
+    def in_doubt(self) -> None:
+        """A claim has had no answer."""
+        self._doubt_until = self._clock() + self._settings.lease_s
 
     async def _pause(self, seconds: float) -> None:
         """A pause that a stop ends, and a notification does not."""

@@ -28,6 +28,7 @@ from notifyworker.handlers import Roster
 from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
+from notifyworker.mirrors import Mirrors
 from notifyworker.observe import Metrics, is_debug, log, outline
 from notifyworker.places import LingeringPlaces
 from notifyworker.processes import Processes, processors
@@ -39,6 +40,7 @@ from notifyworker.run_log_store import RunLogStore
 from notifyworker.schedule import Scheduler
 from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
+from notifyworker.shadow_store import ShadowStore
 from notifyworker.slots import Slots
 from notifyworker.steps import Steps
 from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Store
@@ -88,6 +90,7 @@ class Conductor:
             "claim": link("claim"),
             "settle": link("settle", synchronous_commit=settings.synchronous_commit),
             "side": link("side"),
+            "shadow": link("shadow"),  # opened where a kind has versions
             "vacuum": link("vacuum", direct, statement_timeout=f"{LONGEST_VACUUM_S}s"),
         }
         self._side_link = self._links["side"]
@@ -98,6 +101,11 @@ class Conductor:
             settings, self.store, (self._links["claim"], self._side_link), served, self.lease_owner,
             wake=wake, metrics=self.metrics, desk=self, free=self._free, on_claimed=self._claimed,
             on_answer=self.turns.claimed, leases=self._leases, on_orphan=self._orphan,
+        )  # fmt: skip
+        self.mirrors = Mirrors(
+            settings, ShadowStore(self.store), self._links["shadow"] if self._handlers.versions else self._side_link, served,
+            self.lease_owner, desk=self, free=self._free, is_busy=lambda: self.claims.more, on_claimed=self._claimed,
+            alone=lambda: self.claims.alone, in_doubt=self.claims.in_doubt,
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, settings.replaced_slots, self._execute, worker=self.lease_owner,
@@ -182,7 +190,7 @@ class Conductor:
         for name, loop in (
             ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
-            ("run logs", self.logs.run()),
+            ("run logs", self.logs.run()), ("mirrors", self.mirrors.run()),
             ("places", self.places.run()), ("cancels", self.cancels.run()), ("progress", self.progress.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip
@@ -210,6 +218,7 @@ class Conductor:
         """Take no new run from now on."""
         self._stopping = True
         self.claims.stop()
+        self.mirrors.stop()
         self.batches.hurry()
         for run in self.slots.take_waiting():
             self._give_back(run)
@@ -283,7 +292,7 @@ class Conductor:
     def _free(self) -> int:
         """Runs to claim for. Outcomes on their way count beyond one full set, so that they can't pile up."""
         unwritten = max(0, self.settler.backlog - self.settings.concurrency)
-        return self.settings.concurrency + self.settings.prefetch - self.slots.used - unwritten
+        return self.settings.concurrency + self.settings.prefetch - self.slots.used - unwritten - self.mirrors.reserved
 
     def _claimed(self, runs: list[Run], sent_at: float) -> None:
         self.keeper.take(runs, sent_at)
@@ -293,6 +302,8 @@ class Conductor:
             return
         for kind, count in Counter(run.kind for run in runs).items():
             self.metrics.claimed.labels(kind).inc(count)
+        if self.mirrors.any_rules:
+            self.mirrors.mark(runs)
         observe = self.metrics.pickup.observe
         for run in runs:
             observe(run.kind, max(0.0, run.waited_s))
@@ -300,6 +311,7 @@ class Conductor:
 
     def _give_back(self, run: Run) -> None:
         """A run that was claimed and not begun."""
+        self._copy_is_over(run)
         self.keeper.handler_ended(run.run_id, run.lease_token)
         self.places.handler_ended(run, is_held=True)
         self.settler.put(released(run, self.lease_owner))
@@ -338,13 +350,19 @@ class Conductor:
 
     def _over(self, attempt: Attempt) -> None:
         run = attempt.run
+        self._copy_is_over(run)
         self.progress.forget(run)
         self.keeper.handler_ended(run.run_id, run.lease_token)
         self.places.handler_ended(run, is_held=self.keeper.holds(run.run_id, run.lease_token))
 
+    def _copy_is_over(self, run: Run) -> None:
+        if run.copy_of is not None:
+            self.mirrors.over(run)
+
     def _slot_is_free(self) -> None:
         if self.claims.more:
             self.claims.wake.set()
+        self.mirrors.slot_is_free()
 
     # Settling.
 
@@ -366,6 +384,7 @@ class Conductor:
             self.keeper.drop(outcome.run_id, outcome.lease_token)
             self.places.settled(outcome.run_id, outcome.lease_token)
         self.logs.forget(outcomes)
+        self.mirrors.settled(outcomes)
         for (kind, to), count in Counter((outcome.kind, outcome.to) for outcome in outcomes).items():
             self.metrics.finished.labels(kind, str(to)).inc(count)
         if is_debug():
@@ -398,6 +417,7 @@ class Conductor:
                 self._give_back(run)
             else:
                 self.keeper.drop(run.run_id, run.lease_token)
+                self._copy_is_over(run)
                 self.places.handler_ended(run, is_held=False)
             self._slot_is_free()
         for run_id, token in lost.items():
@@ -422,6 +442,9 @@ class Conductor:
             return
         if what == "versions":
             self.claims.look_now()
+            return
+        if what == "mirrors":
+            self.mirrors.changed()
             return
         if what == "cancel":
             self.cancels.heard(argument)
