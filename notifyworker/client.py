@@ -33,10 +33,10 @@ from notifyworker.given import (
     schedule_as_dict,
     uuid_of,
 )
-from notifyworker.many import Many
 from notifyworker.observe import log
 from notifyworker.run import TERMINAL, State
 from notifyworker.run_log_store import RunLogStore
+from notifyworker.shadowing import Shadowing
 from notifyworker.step_store import StepStore
 from notifyworker.store import Inserted, NewRun
 from notifyworker.trace import sending
@@ -50,7 +50,7 @@ def _pretend_insert(made_up: UUID, kind: str, payload: Any = None, **columns: An
     return Inserted(new.run_id or made_up, "new")
 
 
-class Client(Many):
+class Client(Shadowing):
     """
     A producer's way in. Without `dsn` it is found as a worker finds its own.
 

@@ -387,3 +387,16 @@ BEGIN
         PERFORM {schema}.tell_mirrors();
     END IF;
 END $$;
+
+-- Forget what was compared of a version, to begin anew, as after a change of its code. Copies that are executed go on, and are
+-- compared with nothing. Returns how many pairs there were.
+CREATE FUNCTION {schema}.reset_shadow(kind text, version text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    forgotten bigint;
+BEGIN
+    DELETE FROM {schema}.shadow_pairs AS p
+     WHERE p.kind = reset_shadow.kind AND p.version = reset_shadow.version AND {schema}.caller_sees(p.project_id);
+    GET DIAGNOSTICS forgotten = ROW_COUNT;
+    RETURN forgotten;
+END $$;

@@ -21,6 +21,7 @@ from notifyworker.http.pauses import Pauses
 from notifyworker.http.pool import Pool
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
+from notifyworker.http.shadow import Shadow
 from notifyworker.http.shares import Shares
 from notifyworker.run_log_store import RunLogStore
 from notifyworker.step_store import StepStore
@@ -67,6 +68,7 @@ class Routes:
             *Pauses(self._worker, self._pool).table(),
             *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
+            *Shadow(self._worker, self._pool).table(),
             *Shares(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
