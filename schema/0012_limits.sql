@@ -108,7 +108,7 @@ END $$;
 -- Take room for runs that are claimed in this transaction. Who claims has the limits' rows locked, so that what room()
 -- said still holds.
 CREATE FUNCTION {schema}.take_room(kind text, project_id text, locked integer[], run_ids uuid[], lease_owner text) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = on AS $$
 #variable_conflict use_column
 DECLARE
     l     {schema}.limits;
@@ -161,7 +161,7 @@ CREATE FUNCTION {schema}.take_keys(
     kind text, project_id text, rank integer, wanted integer, lease_owner text, is_shadow boolean
 ) RETURNS uuid[] LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 -- Lists of a page are joined here, and our sessions know nothing but nested loops.
-SET enable_hashjoin = on AS $$
+SET enable_hashjoin = on SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     places     integer := {schema}.key_places(take_keys.project_id);
@@ -183,6 +183,7 @@ DECLARE
 BEGIN
     SELECT * INTO l FROM {schema}.limits AS m
      WHERE m.per = 'key' AND m.project_id IN ('', take_keys.project_id) ORDER BY m.project_id DESC LIMIT 1;
+    -- Arrays of a page are joined or subtracted as sets: `= ANY` compares each with each.
     FOR i IN 1 .. 10 LOOP
         SELECT array_agg(c.run_id), array_agg(c.concurrency_key), array_agg(c.is_shadow OR take_keys.is_shadow)
           INTO run_ids, keys, shadows
@@ -190,7 +191,7 @@ BEGIN
                   FROM {schema}.runs AS r
                  WHERE r.state = 'pending' AND r.waits_for IS NULL AND r.kind = take_keys.kind
                    AND r.project_id = take_keys.project_id AND {rank} = take_keys.rank AND r.run_at <= now()
-                   AND r.run_id <> ALL (taken) AND r.concurrency_key <> ALL (passed)
+                   AND r.run_id NOT IN (SELECT unnest(taken)) AND r.concurrency_key NOT IN (SELECT unnest(passed))
                  ORDER BY r.kind, r.project_id, {rank}, r.run_at, r.run_id
                  LIMIT page FOR UPDATE SKIP LOCKED) AS c;
         EXIT WHEN run_ids IS NULL;
@@ -208,15 +209,25 @@ BEGIN
         WITH wish AS (
             SELECT c.*, row_number() OVER (PARTITION BY c.key, c.is_shadow ORDER BY c.nr) AS nth
               FROM unnest(run_ids, keys, shadows) WITH ORDINALITY AS c (run_id, key, is_shadow, nr)
-        ), free AS MATERIALIZED (
-            SELECT w.key, s.place, s.nth
+        ), held_now AS MATERIALIZED (
+            -- By a look-up a key: while statistics say that there are no places, all of the project's may be read instead.
+            SELECT w.key, p.place
               FROM unnest(mine) AS w (key), LATERAL (
-                  SELECT s.place, row_number() OVER (ORDER BY s.place) AS nth FROM generate_series(0, places - 1) AS s (place)
-                   WHERE NOT EXISTS (SELECT FROM {schema}.places AS p WHERE p.limit_id = 0
-                                        AND p.project_id = take_keys.project_id AND p.key = w.key AND p.place = s.place)) AS s
-             -- Some may have higher numbers, from when there were more.
-             WHERE s.nth <= places - (SELECT count(*) FROM {schema}.places AS p WHERE p.limit_id = 0
-                                         AND p.project_id = take_keys.project_id AND p.key = w.key)
+                  SELECT p.place FROM {schema}.places AS p
+                   WHERE p.limit_id = 0 AND p.project_id = take_keys.project_id AND p.key = w.key OFFSET 0) AS p
+        ), wanted_of AS MATERIALIZED (
+            -- Some places may have higher numbers, from when there were more: of those that are free, so many are to be had.
+            SELECT w.key, w.wishes + coalesce(h.held, 0) AS numbers, places - coalesce(h.held, 0) AS free
+              FROM (SELECT key, count(*) AS wishes FROM unnest(mine) AS m (key) JOIN wish USING (key)
+                     WHERE NOT wish.is_shadow GROUP BY key) AS w
+              LEFT JOIN (SELECT key, count(*) AS held FROM held_now GROUP BY key) AS h ON h.key = w.key
+        ), free AS MATERIALIZED (
+            SELECT * FROM (
+                SELECT w.key, w.free, s.place, row_number() OVER (PARTITION BY w.key ORDER BY s.place) AS nth
+                  FROM wanted_of AS w CROSS JOIN LATERAL generate_series(0, least(places, w.numbers) - 1) AS s (place)
+                  LEFT JOIN held_now AS h ON h.key = w.key AND h.place = s.place
+                 WHERE h.key IS NULL) AS f
+             WHERE f.nth <= f.free
         ), tokens AS MATERIALIZED (
             SELECT w.key, t.free, t.due_at
               FROM (SELECT DISTINCT key FROM free) AS w, {schema}.tokens(l, take_keys.project_id, w.key) AS t
@@ -255,7 +266,7 @@ BEGIN
         stuck := '{}';
         IF cardinality(waiting) > 0 THEN
             WITH passed_by AS MATERIALIZED (
-                SELECT DISTINCT c.key FROM unnest(run_ids, keys) AS c (run_id, key) WHERE c.run_id = ANY (waiting)
+                SELECT DISTINCT c.key FROM unnest(waiting) AS w (run_id) JOIN unnest(run_ids, keys) AS c (run_id, key) USING (run_id)
             ), locked AS MATERIALIZED (
                 SELECT p.key FROM {schema}.places AS p
                  WHERE p.limit_id = 0 AND p.project_id = take_keys.project_id AND p.key = ANY (array(SELECT key FROM passed_by))
@@ -274,7 +285,7 @@ BEGIN
         is_moved := is_moved OR cardinality(too_early) > 0;
         -- Free, but beyond what was wanted: if there is still a wish for it, it is looked at again.
         passed := passed || array(SELECT key FROM unnest(stuck) AS key WHERE key <> ALL (open_keys) OR key = ANY (mine))
-                         || array(SELECT key FROM unnest(open_keys[: take_keys.wanted + cardinality(found)]) AS key WHERE key <> ALL (mine));
+                         || array(SELECT unnest(open_keys[: take_keys.wanted + cardinality(found)]) EXCEPT SELECT unnest(mine));
         EXIT WHEN take_keys.wanted <= 0 OR cardinality(run_ids) < page;
         -- What waits now made room for more to be read; but no claim lasts for ever.
         IF i = 10 AND is_moved AND pg_notification_queue_usage() < 0.5 THEN
@@ -286,7 +297,7 @@ END $$;
 
 -- Count those that were running before a limit was made or was known to their claim.
 CREATE FUNCTION {schema}.adopt(l {schema}.limits) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = on AS $$
 #variable_conflict use_column
 BEGIN
     WITH strays AS MATERIALIZED (
@@ -389,20 +400,28 @@ BEGIN
     END LOOP;
 END $$;
 
--- A place is free again: the first who waits for a key gets its turn, and somebody is woken to see. Always by NOTIFY,
--- since what becomes ready so lies anywhere, and only who has limits pays for it.
-CREATE FUNCTION {schema}.place_freed() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- Places are free again: the first who waits for each key gets its turn, and somebody is woken to see. Always by NOTIFY,
+-- since what becomes ready so lies anywhere, and only who has limits pays for it. Once a statement, which may have settled
+-- hundreds of runs: a key that nobody waits for costs a look-up.
+CREATE FUNCTION {schema}.places_freed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+#variable_conflict use_column
 BEGIN
-    IF OLD.limit_id = 0 THEN
-        PERFORM {schema}.end_wait(OLD.project_id, OLD.key, 1);
+    IF NOT EXISTS (SELECT FROM freed) THEN
+        RETURN NULL;
     END IF;
+    PERFORM {schema}.end_wait(f.project_id, f.key, f.number)
+       FROM (SELECT project_id, key, count(*)::integer AS number FROM freed WHERE limit_id = 0
+              GROUP BY project_id, key ORDER BY project_id, key) AS f
+      WHERE EXISTS (SELECT FROM {schema}.runs AS r
+                     WHERE r.waits_for = 'key' AND r.project_id = f.project_id AND r.concurrency_key = f.key);
     IF pg_notification_queue_usage() < 0.5 THEN  -- one message a transaction, the same as end_wait's
         PERFORM pg_notify('{name}', 'free:' || pg_current_xact_id()::text);
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER place_freed AFTER DELETE ON {schema}.places FOR EACH ROW EXECUTE FUNCTION {schema}.place_freed();
+CREATE TRIGGER places_freed AFTER DELETE ON {schema}.places
+    REFERENCING OLD TABLE AS freed FOR EACH STATEMENT EXECUTE FUNCTION {schema}.places_freed();
 
 -- Let so many of those who wait for a key be claimed: of each kind, since one that is paused, limited or served by nobody
 -- must not keep its turn from the others. Who comes too late waits again. Tells how many there were.

@@ -61,7 +61,7 @@ FUNCTIONS = {
     "set_limit('a', max_running => 1)": {"worker", "operator"},
     "remove_limit('a')": {"worker", "operator"},
     "set_share('p', 2)": {"worker", "operator"},
-    "place_freed()": set[str](),
+    "places_freed()": set[str](),
     "end_wait('p', 'x', 1)": {"worker"},
     "claim_limited('{{a}}', '{{p}}', '{{1}}', '{{now}}', '{{a}}', '{{3}}', '{{null}}', 1, 'w', 60, false, '{{1}}')": {"worker"},
     "live_version('a', 'p')": {"worker"},
@@ -349,7 +349,7 @@ async def test_definers_rights_are_used_where_needed_and_every_path_is_pinned(db
 
     assert {row["proname"] for row in rows if row["prosecdef"]} == {
         "enqueue", "cancel", "retry", "forget", "make_partitions", "drop_expired_partitions",
-        "key_holder", "take_key", "keep_key", "pause", "resume", "set_limit", "remove_limit", "place_freed", "mend_limits",
+        "key_holder", "take_key", "keep_key", "pause", "resume", "set_limit", "remove_limit", "places_freed", "mend_limits",
         "set_share",
         "expect", "expect_no_more", "complete",
         "replay", "cancel_runs", "retry_runs", "live_matching", "settled_matching", "set_retention", "ended_days",
