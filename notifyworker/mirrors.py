@@ -22,7 +22,7 @@ from notifyworker.store import Served
 
 _PAUSE_S = 0.25  # between looks that find nothing, however often live runs are settled
 _BATCH = 200
-_DAY_S = 86400.0
+_RELOAD_S = 60.0
 _USUAL = Rules()
 
 
@@ -138,9 +138,10 @@ class Mirrors:
             backoff.reset()
             if not found:
                 await asyncio.sleep(_PAUSE_S if self._kinds else 0)
-            longest_s = self._settings.poll_interval_s if self._kinds else _DAY_S
-            await is_set_within(self._wake, max(0.0, min(longest_s, self._ends_at - self._clock())))
-            self._is_stale = self._is_stale or self._clock() >= self._ends_at
+            longest_s = self._settings.poll_interval_s if self._kinds else _RELOAD_S
+            was_woken = await is_set_within(self._wake, max(0.0, min(longest_s, self._ends_at - self._clock())))
+            # What was told while nobody listened is found by looking.
+            self._is_stale = self._is_stale or not was_woken
 
     async def _load(self) -> None:
         self._is_stale = False

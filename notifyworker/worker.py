@@ -156,6 +156,7 @@ class Conductor:
         self.listener.on_message = self._heard
         self.listener.on_late = self.leader.on_late = self.claims.lower
         self.listener.on_ready = self.turns.heard
+        self.listener.on_connected = self._listening
         self.listener.on_burst = self.leader.burst
         self.listener.burst_per_s = settings.wake_coalesce_per_s
         self.listener.on_queue_usage = self.leader.on_queue_usage = self._queue_seen
@@ -434,6 +435,10 @@ class Conductor:
     def _tell_lost(self, run: Run, why: str) -> None:
         self.metrics.lost.inc()
         log.warning("lease_lost", run_id=str(run.run_id), kind=run.kind, why=why, lease_token=run.lease_token)
+
+    def _listening(self) -> None:
+        self.claims.look_now()
+        self.mirrors.changed()
 
     def _heard(self, message: str) -> None:
         what, _, argument = message.partition(":")
