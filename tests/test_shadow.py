@@ -3,14 +3,19 @@
 import asyncio
 import json
 import re
+import shlex
+import types
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 from servers import eventually
-from test_cli import call, refused
 
 from notifyworker import Client, Run, RunConflict, Worker
+from notifyworker.cli.app import make_app
+
+PAGE = Path(__file__).parents[1] / "docs" / "shadow.md"
 
 
 class Pricing:
@@ -218,11 +223,9 @@ async def _nothing(run: Run) -> None:
     assert run.log is not None
 
 
-async def test_the_command_line(pricing, dsn):
+async def test_the_command_line(pricing, dsn, capsys):
     async def says(*arguments: str) -> str:
-        done = await call("shadow", *arguments, "--dsn", dsn)
-        assert done.code == 0, done.err
-        return done.out
+        return await _said(capsys, "shadow", *arguments, "--dsn", dsn)
 
     async with pricing.worker:
         assert "0 of 500" in await says("mirror", "price.quote", "v2", "--per-hour", "500")
@@ -233,7 +236,8 @@ async def test_the_command_line(pricing, dsn):
         assert "price.quote v2, beside v1" in told
         assert "97.50% of 40 the same (95 %: 87.12% to 99.56%)" in told
         assert "result.cents: 3927 -> 3928" in told
-        assert "only 40 runs were compared" in await refused(1, "shadow", "promote", "price.quote", "v2", "--dsn", dsn)
+        with pytest.raises(RunConflict, match="only 40 runs were compared"):
+            await says("promote", "price.quote", "v2")
         paths = "--tolerance", "result.cents=1", "--ignore", "effects.0.kwargs.cents"
         await says("compare", "price.quote", *paths)
 
@@ -245,3 +249,38 @@ async def test_the_command_line(pricing, dsn):
         assert "v2 is live, v1 was; 40 compared, 100 % the same" in await says("promote", "price.quote", "v2", "--runs", "40")
         replayed = await says("replay", "--kind", "price.quote", "--version", "v2", "--since", "1h")
         assert "0 runs of price.quote are chosen for v2; 40 were before" in replayed
+
+
+async def test_the_pages_examples(dsn, connection, monkeypatch, capsys):
+    monkeypatch.setenv("NOTIFYWORKER_DSN", dsn)
+    text = PAGE.read_text()
+    app, client_of = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    first, second = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (sql,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    page = types.ModuleType("shadow_page")
+    exec(compile(app, str(PAGE), "exec"), page.__dict__)
+    async with page.worker:
+        for line in first.splitlines():
+            await _said(capsys, *shlex.split(line)[1:], "--dsn", dsn)
+            await eventually(lambda: page.worker._conductor.mirrors.any_rules)  # or the first has no recorded effects
+
+        async def compared() -> bool:
+            return await connection.fetchval("SELECT count(*) FROM notifyworker.shadow_pairs WHERE became IS NOT NULL") == 2
+
+        await eventually(compared, 20)
+        said = (await _said(capsys, "shadow", "report", "--dsn", dsn)).splitlines()
+        expected = [line[4:] for line in text.partition("The report says:\n\n")[2].partition("\n\n")[0].splitlines()]
+        assert [re.sub(r"[0-9a-f-]{36}", "01a20e3b-...", line) for line in said] == expected
+        for line in second.splitlines():
+            await _said(capsys, *shlex.split(line)[1:], "--dsn", dsn)
+        assert await connection.fetchval("SELECT version FROM notifyworker.versions") == "v1"
+        for statement in sql.strip().split(";\n"):
+            await connection.execute(statement)
+        exec(compile(client_of, str(PAGE), "exec"), page.__dict__)
+        await asyncio.wait_for(page.main(), 20)
+
+
+async def _said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    await make_app().run_async(list(arguments))
+    return capsys.readouterr().out
