@@ -93,7 +93,8 @@ def test_wilsons_interval_is_where_a_rate_is_just_as_far_as_chance_allows(same, 
     rate = same / of
     for bound in wilson(same, of):
         assert abs(rate - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / of), abs=1e-6)
-    assert wilson(same, of)[0] <= rate <= wilson(same, of)[1]
+    low, high = wilson(same, of)
+    assert low - 1e-12 <= rate <= high + 1e-12
 
 
 def test_wilsons_interval_of_newcombes_example():
