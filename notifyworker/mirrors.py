@@ -22,6 +22,7 @@ from notifyworker.store import Served
 
 _PAUSE_S = 0.25  # between looks that find nothing, however often live runs are settled
 _BATCH = 200
+_COMPARE_S = 0.5
 _RELOAD_S = 60.0
 _USUAL = Rules()
 
@@ -68,6 +69,8 @@ class Mirrors:
         self._is_stale = True
         self._running: set[tuple[UUID, int]] = set()
         self._unsettled: set[UUID] = set()
+        self._compare_at = 0.0
+        self._is_to_compare = False
         self._may_be_more = False
         self._is_stopping = False
         self._wake = asyncio.Event()
@@ -96,12 +99,15 @@ class Mirrors:
     def changed(self) -> None:
         """Rules or comparisons are others now, or past runs were chosen."""
         self._is_stale = True
+        self._compare_at = 0.0
         self._wake.set()
 
     def settled(self, outcomes: Sequence[Outcome]) -> None:
         """Outcomes were written."""
         if self._unsettled:
+            before = len(self._unsettled)
             self._unsettled.difference_update(outcome.run_id for outcome in outcomes)
+            self._is_to_compare = self._is_to_compare or len(self._unsettled) < before
         if self._kinds and (self._rules or self._running):
             self._wake.set()
 
@@ -139,9 +145,11 @@ class Mirrors:
             if not found:
                 await asyncio.sleep(_PAUSE_S if self._kinds else 0)
             longest_s = self._settings.poll_interval_s if self._kinds else _RELOAD_S
+            if self._is_to_compare:
+                longest_s = min(longest_s, self._compare_at - self._clock())
             was_woken = await is_set_within(self._wake, max(0.0, min(longest_s, self._ends_at - self._clock())))
             # What was told while nobody listened is found by looking.
-            self._is_stale = self._is_stale or not was_woken
+            self._is_stale = self._is_stale or not (was_woken or self._is_to_compare)
 
     async def _load(self) -> None:
         self._is_stale = False
@@ -163,12 +171,19 @@ class Mirrors:
     async def _round(self) -> bool:
         """Claim what slots are there for, and compare what is settled; whether either found something."""
         room = self._room()
+        if 0 < room < self._allowed // 2:
+            room = 0  # a claim for each slot that becomes free would cost live runs more than the copies do
         claimed = await self._claim(room) if room > 0 else 0
         # Without a free slot nobody knows: one is kept for the next look.
         self._may_be_more = claimed == room if room > 0 else len(self._running) < self._allowed
+        if self._clock() < self._compare_at:
+            return claimed > 0
         compared = await self._compare()
         if compared == _BATCH:
             self._wake.set()
+        else:
+            self._compare_at = self._clock() + _COMPARE_S
+            self._is_to_compare = bool(self._unsettled)
         return claimed > 0 or compared == _BATCH
 
     def _room(self) -> int:
