@@ -169,7 +169,7 @@ class Mirrors:
             raise
 
     async def _round(self) -> bool:
-        """Claim what slots are there for, and compare what is settled; whether either found something."""
+        """Claim what slots are there for, and compare what is settled; False if it has asked for copies in vain."""
         room = self._room()
         if 0 < room < self._allowed // 2:
             room = 0  # a claim for each slot that becomes free would cost live runs more than the copies do
@@ -177,14 +177,14 @@ class Mirrors:
         # Without a free slot nobody knows: one is kept for the next look.
         self._may_be_more = claimed == room if room > 0 else len(self._running) < self._allowed
         if self._clock() < self._compare_at:
-            return claimed > 0
+            return claimed > 0 or room <= 0
         compared = await self._compare()
         if compared == _BATCH:
             self._wake.set()
         else:
             self._compare_at = self._clock() + _COMPARE_S
             self._is_to_compare = bool(self._unsettled)
-        return claimed > 0 or compared == _BATCH
+        return claimed > 0 or room <= 0 or compared == _BATCH
 
     def _room(self) -> int:
         free = self._free() + self.reserved
