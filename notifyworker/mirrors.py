@@ -178,12 +178,12 @@ class Mirrors:
         self._may_be_more = claimed == room if room > 0 else len(self._running) < self._allowed
         if self._clock() < self._compare_at:
             return claimed > 0 or room <= 0
+        self._is_to_compare = False  # before: what is settled meanwhile is for the next time
         compared = await self._compare()
         if compared == _BATCH:
             self._wake.set()
         else:
             self._compare_at = self._clock() + _COMPARE_S
-            self._is_to_compare = bool(self._unsettled)
         return claimed > 0 or room <= 0 or compared == _BATCH
 
     def _room(self) -> int:
