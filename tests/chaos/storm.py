@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from chaos.arena import Arena
 from chaos.fleet import Member
-from chaos.kinds import AT_ONCE, LIMITED
+from chaos.kinds import AT_ONCE, LIMITED, MIRRORED, TRIED
 from chaos.producer import Producer
 
 _WORKERS = 5
@@ -33,6 +33,7 @@ class Storm:
         self.members = await a.workers(_WORKERS, concurrency=20, **(_MIXED if a.form.settings else {}))
         a.fleet.keep_up()
         await a.fetch("SELECT notifyworker.set_limit($1, max_running => $2)", LIMITED, AT_ONCE)
+        await a.fetch("SELECT notifyworker.set_mirror($1, $2, 100)", MIRRORED, TRIED)
         count = a.form.mixture_runs // _PRODUCERS
         for i in range(_PRODUCERS):
             producer = Producer(
