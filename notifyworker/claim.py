@@ -67,6 +67,8 @@ class Claims:
         #: Since when, in time.monotonic(), and why nothing can be claimed.
         self.error: tuple[float, str] | None = None
         self.is_claiming = False
+        #: Somebody has asked this worker to drain: it claims nothing until they take it back.
+        self.is_held = False
         self._lanes = Lanes(settings.priority_ageing_s)
         self._stopping = False
         self._doubt_until = 0.0
@@ -84,6 +86,12 @@ class Claims:
         """Claim no more; what is on its way is still taken."""
         self._stopping = True
         self.is_claiming = False
+        self.wake.set()
+
+    def hold(self, *, is_held: bool) -> None:
+        """Claim nothing for now, or go on."""
+        self.is_held = is_held
+        self.is_claiming = self.is_claiming and not is_held
         self.wake.set()
 
     def lower(self, to: datetime) -> None:
@@ -110,7 +118,7 @@ class Claims:
                 was_woken = False
                 continue
             backoff.reset()
-            self.error, self.is_claiming = None, not self._stopping
+            self.error, self.is_claiming = None, not self._stopping and not self.is_held
             was_woken = pause_s <= 0 or await is_set_within(self.wake, pause_s)
             if not was_woken:
                 self._metrics.wakes.labels("poll" if pause_s >= self._settings.poll_interval_s else "due").inc()
@@ -124,9 +132,9 @@ class Claims:
         slots, the look comes first whenever it is due, or a lane that is new would wait behind the known ones' backlog.
         """
         poll_s = self._settings.poll_interval_s
-        if self._free() <= 0:
+        if self.is_held or self._free() <= 0:
             self.more = True
-            return poll_s  # a freed slot sets the event
+            return poll_s  # a freed slot sets the event, and so does the end of a hold
         is_look_due = self._lanes.look_is_due_in_s(self._clock()) <= 0
         if len(self._lanes) and not (is_look_due and (self.more or not was_woken)):
             if await self._claim():
@@ -156,7 +164,7 @@ class Claims:
         """Claim from the marks on. Tell whether there may be more."""
         may_be_more = False
         for batch in self._lanes.batches(self._limit()):
-            if (limit := self._limit()) <= 0:
+            if (limit := self._limit()) <= 0 or self.is_held:
                 return True
             may_be_more = await self._claim_of(batch, limit) or may_be_more
         return may_be_more
@@ -182,6 +190,7 @@ class Claims:
             if batch.version is not None:
                 for run in runs:
                     run.version = batch.version
+            self._metrics.claim_batch.observe(len(runs))
             runs.sort(key=_turn)
             self._note_marks(runs, is_limited=batch.is_limited)
             self._on_claimed(runs, sent_at)

@@ -1,7 +1,7 @@
 """
 Copies of live runs: executed beside the live ones, in a share of the slots, and compared.
 
-Which live runs are chosen is decided by the statement that settles them (schema/0022_shadow.sql). A worker that has the
+Which live runs are chosen is decided by the statement that settles them (schema/0024_shadow.sql). A worker that has the
 version looks for them each `poll_interval_s`, when it has itself settled such a run, and when it is told.
 """
 

@@ -19,7 +19,8 @@ from uuid import UUID
 
 from notifyworker import payload as payloads
 from notifyworker.effects import Effects, Redact
-from notifyworker.errors import StepError
+from notifyworker.errors import EventTimeout, StepError
+from notifyworker.family import ChildOutcome, OnFailure, Start, Starting
 
 if TYPE_CHECKING:
     import asyncpg
@@ -79,6 +80,8 @@ class Outcome:
     was_started: bool = True
     #: What it said last of itself, where that is not written yet.
     progress: str | None = None
+    #: With `to=PENDING`: it is parked in the middle of its handler.
+    waits_for: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the table of transitions does not have."""
@@ -102,6 +105,17 @@ class Desk(Protocol):
     def live_step(self, run: "Run", name: str) -> "Awaitable[LiveStep | None]":
         """What the live run that this one is a copy of has recorded of its step of this name; None: nothing."""
 
+    def start_children(
+        self, run: "Run", starts: "Sequence[Start]", last: "Start | None"
+    ) -> "Awaitable[tuple[list[UUID], UUID | None]] | tuple[list[UUID], UUID | None]":
+        """Note what is to be started, and what when all of that is settled; return the ids. Raises LeaseLost."""
+
+    def join(self, run: "Run", children: "Sequence[UUID] | None", on_failure: OnFailure) -> "Awaitable[list[ChildOutcome]]":
+        """Return the outcomes of children, or park the run. Raises LeaseLost."""
+
+    def event(self, run: "Run", name: str, key: str | None, timeout_s: float | None) -> Awaitable[Any]:
+        """Return the payload of an event, or park the run. Raises LeaseLost."""
+
     def logger(self, run: "Run") -> Any:
         """Return a structlog logger bound to the run."""
 
@@ -121,7 +135,7 @@ class Done:
         yield from ()
 
 
-class Run:
+class Run(Starting):
     """
     One attempt at one run, as its handler sees it.
 
@@ -137,6 +151,7 @@ class Run:
         "_is_shadow",
         "_log",
         "_payload",
+        "_shadow_children",
         "attempt",
         "cancelled",
         "copy_of",
@@ -204,6 +219,7 @@ class Run:
         #: Whether this live run keeps what its effects are called with: a rule asks for it, to compare with.
         self.records = False
         self._effects: Effects | None = None
+        self._shadow_children: dict[UUID, ChildOutcome] | None = None
         self._log: Any = None
 
     def __repr__(self) -> str:
@@ -406,6 +422,34 @@ class Run:
         if not self.is_shadow and not self.records:
             return None
         return "[]" if self._effects is None else self._effects.as_json()
+
+    def _recorded(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any) -> Any:
+        self.note_effect(name, args, kwargs)
+        return shadow_result
+
+    def _noted_live(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.records:
+            self.note_effect(name, args, kwargs)
+
+    def _event_of_live(self, name: str, key: str | None) -> Awaitable[Any] | None:
+        if self.copy_of is None:
+            return None
+
+        async def told() -> Any:
+            found = await self.desk.live_step(self, f"event:{name}" if key is None else f"event:{name}:{key}")
+            if found is None:
+                raise EventTimeout(name, key)
+            return found.value
+
+        return told()
+
+    def _desk_of(self) -> Desk:
+        return self.desk
+
+    def _in_shadow(self) -> dict[UUID, ChildOutcome] | None:
+        if self.is_shadow and self._shadow_children is None:
+            self._shadow_children = {}
+        return self._shadow_children
 
     def sit_at(self, desk: Desk) -> None:
         """Ask another desk from now on: of a thread, of a process."""

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from importlib import resources
 from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import asyncpg
 
+from notifyworker.data import folder
 from notifyworker.database import Queryable
 from notifyworker.lanes import Batch, Lane
 from notifyworker.migrate import render
@@ -135,12 +135,11 @@ class Store:
     """The statements of one installation: of one schema's name."""
 
     def __init__(self, schema: str) -> None:
-        folder = resources.files("notifyworker") / "sql"
         self.schema = schema
         # Read when a worker is made, so that a missing file fails at start and not at 3 a.m.
         self._sql = {
             file.name[:-4]: render(file.read_text(encoding="utf-8"), schema)
-            for file in folder.iterdir()
+            for file in folder("sql").iterdir()
             if file.name.endswith(".sql")
         }
 
@@ -453,10 +452,14 @@ class Store:
         """Delete rows of workers that are long gone; return them."""
         return [row["lease_owner"] for row in await on.fetch(self._sql["workers_forget"], list(absent))]
 
-    async def worker_present(self, on: Queryable, *columns: Any) -> tuple[int, int]:
-        """Insert or renew this worker's row; return how many serve the same as it does, and its place among them."""
+    async def worker_present(self, on: Queryable, *columns: Any) -> tuple[int, int, bool]:
+        """Insert or renew this worker's row; return how many serve the same as it does, its place among them, and whether to drain."""
         row = (await on.fetch(self._sql["worker_present"], *columns))[0]
-        return row["size"], row["position"]
+        return row["size"], row["position"], row["drain_asked"]
+
+    async def worker_drain(self, on: Queryable, lease_owner: str, *, undo: bool) -> bool:
+        """Ask a worker to drain, or to go on; false if there is no such worker."""
+        return bool((await on.fetch(self._sql["worker_drain"], lease_owner, undo))[0]["found"])
 
     async def worker_gone(self, on: Queryable, lease_owner: str) -> None:
         """Delete this worker's row."""

@@ -1,4 +1,4 @@
-"""Versions of handlers: what a worker has of them, and which is live (schema/0021_versions.sql)."""
+"""Versions of handlers: what a worker has of them, and which is live (schema/0023_versions.sql)."""
 
 from notifyworker.database import Queryable
 from notifyworker.handlers import Roster

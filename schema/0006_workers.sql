@@ -19,8 +19,29 @@ CREATE TABLE {schema}.workers (
     heartbeat_interval_s double precision NOT NULL,
     started_at           timestamptz NOT NULL DEFAULT now(),
     heartbeat_at         timestamptz NOT NULL DEFAULT now(),
+    drain_asked          boolean     NOT NULL DEFAULT false,     -- it reads this with each heartbeat, and claims nothing while it is set
     CONSTRAINT state_is_running_or_draining CHECK (state IN ('running', 'draining'))
 );
+
+-- Ask a worker to claim nothing more and to finish what it runs; `undo`: to go on. False if there is no such worker. It holds
+-- until that worker ends: the next start is another worker.
+CREATE FUNCTION {schema}.drain(lease_owner text, undo boolean DEFAULT false) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    IF NOT {schema}.caller_sees('') THEN
+        RAISE EXCEPTION 'this role may not drain a worker, which serves every project' USING ERRCODE = 'insufficient_privilege',
+            HINT = 'The owner of the schema binds roles by bind_role().';
+    END IF;
+    UPDATE {schema}.workers AS w SET drain_asked = NOT drain.undo WHERE w.lease_owner = drain.lease_owner;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF pg_notification_queue_usage() < 0.5 THEN  -- it would see it with its next heartbeat anyhow
+        PERFORM pg_notify('{name}', 'drain:' || drain.lease_owner);
+    END IF;
+    RETURN true;
+END $$;
 
 -- One row: the leader and its passes.
 CREATE TABLE {schema}.reaper (

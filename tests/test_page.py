@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import aiohttp
 import asyncpg
 import pytest
 from servers import Cluster, eventually
 from test_http import Answer, Caller, ask, claim, serve  # noqa: F401 - a fixture
 
+from notifyworker import Run
 from notifyworker.errors import SettingsError
 from notifyworker.http.page import charts, shown
 from notifyworker.http.page.attention import Need, sentence, suspects
@@ -350,21 +352,38 @@ async def test_each_action_asks_first_and_tells_the_audit(ask: Caller, connectio
         ("pause", {"kind": "k", "seconds": "900", "reason": "it is down"}),
         ("resume", {"kind": "k"}),
         ("schedule", {"name": "s", "paused": "1"}),
+        ("pause", {"kind": "k", "until": "2999-01-01T00:00Z"}),
+        ("runs", {"do": "cancel", "all": "1", "state": "pending", "since": "1h"}),
+        ("runs", {"do": "retry", "all": "1", "state": "cancelled", "mode": "live"}),  # which the statements for many don't know
+        ("runs", {"do": "cancel", "id": ids[0]}),
         ("again", {"id": ids[0], "how": "replay"}),
         ("again", {"id": ids[0], "how": "shadow"}),
         ("again", {"id": ids[0], "how": "edit", "payload": '{"b": 2}'}),
+        ("limit", {"kind": "k", "max_running": "3", "rate": "5", "per_s": "2"}),
+        ("share", {"project_id": "acme", "weight": "2"}),
         ("reaper", {}),
     ):
         checked(await act(ask, name, sure=False, **fields))
         assert (await act(ask, name, **fields)).status == 303, name
     rows = await connection.fetch("SELECT action, actor, matched, changed, target FROM notifyworker.audit ORDER BY audit_id")
     assert [(row["action"], row["changed"]) for row in rows] == [
-        ("cancel", 3), ("retry", 3), ("pause", 1), ("resume", 1), ("pause schedule", 1), ("replay", 1), ("shadow", 1), ("edit", 1), ("reaper pass", 0),
+        ("cancel", 3), ("retry", 3), ("pause", 1), ("resume", 1), ("pause schedule", 1), ("pause", 1),
+        ("cancel", 3), ("retry", 3), ("cancel", 1), ("replay", 1), ("shadow", 1), ("edit", 1), ("limit", 1), ("share", 1),
+        ("reaper pass", 0),
     ]  # fmt: skip
     assert json.loads(rows[1]["target"]) == {"state": "cancelled"}
     assert {row["actor"] for row in rows} == {"local"}
     assert await connection.fetchval("SELECT count(*) FROM notifyworker.runs WHERE is_shadow") == 1
-    assert await connection.fetchval("""SELECT count(*) FROM notifyworker.runs WHERE payload = '{"b": 2}'""") == 1
+    assert await connection.fetchval("SELECT count(*) FROM notifyworker.runs WHERE replay_of = $1", uuid.UUID(ids[0])) == 1
+    edited = await connection.fetchrow("SELECT payload, state FROM notifyworker.runs WHERE run_id = $1", uuid.UUID(ids[0]))
+    assert (json.loads(edited["payload"]), edited["state"]) == ({"b": 2}, "pending")
+    paused = words(await ask.get("/pauses", headers=HTML))
+    assert "0 of 3" in paused
+    assert "5 in 2 s" in paused
+    assert "acme2" in paused.replace(" ", "")
+    for name, fields in (("limit", {"kind": "k", "end": "1"}), ("share", {"project_id": "acme", "weight": "1"})):
+        assert (await act(ask, name, **fields)).status == 303
+    assert "slots alone decide" in words(await ask.get("/pauses", headers=HTML))
     assert "replay" in words(await ask.get("/audit", headers=HTML))
 
 
@@ -387,7 +406,10 @@ async def test_what_an_action_refuses(ask: Caller, connection) -> None:  # noqa:
     run_id = await ask.insert()
     for name, fields, status in (
         ("runs", {"do": "cancel"}, 400), ("runs", {"do": "forget", "id": run_id}, 400), ("runs", {"do": "cancel", "id": "x"}, 400),
-        ("pause", {}, 400), ("pause", {"kind": "k", "seconds": "soon"}, 400), ("schedule", {"name": "s"}, 400), ("absent", {}, 404),
+        ("pause", {}, 400), ("pause", {"kind": "k", "seconds": "soon"}, 400), ("pause", {"kind": "k", "until": "soon"}, 400),
+        ("pause", {"kind": "k", "until": "1999-01-01T00:00Z"}, 400), ("limit", {"kind": "k"}, 400),
+        ("limit", {"max_running": "many"}, 400), ("share", {"project_id": "a", "weight": "0"}, 400), ("drain", {"worker": "x"}, 400),
+        ("again", {"id": run_id, "how": "replay"}, 409), ("schedule", {"name": "s"}, 400), ("absent", {}, 404),
         ("again", {"id": run_id, "how": "edit", "payload": "{"}, 400), ("again", {"id": str(uuid.uuid4()), "how": "replay"}, 404),
         ("runs", {"do": ["cancel", "retry"], "id": run_id}, 400),
     ):  # fmt: skip
@@ -556,3 +578,42 @@ def test_the_tokens_of_the_docs_are_some() -> None:
     assert [(one.name, one.role) for one in named_tokens_of(line)] == [("anna", "operator"), ("wall", "viewer")]
     for path in re.findall(r"\]\((page/\w+\.png)\)", text):
         assert (Path(__file__).parents[1] / "docs" / path).stat().st_size < 150_000
+
+
+async def test_all_that_match_are_done_however_many(ask: Caller, connection) -> None:  # noqa: F811
+    await connection.execute("INSERT INTO notifyworker.runs (kind) SELECT 'k' FROM generate_series(1, 10500)")
+    await ask.insert(kind="other")
+    filter_ = {"do": "cancel", "all": "1", "kind": "k"}
+    assert "Cancel 10,500 runs?" in words(await act(ask, "runs", sure=False, **filter_))
+    done = await act(ask, "runs", **filter_)
+    assert "Cancel: 10,500 of 10,500 done" in words(await ask.get(done.headers["Location"], headers=HTML))
+    assert await connection.fetchval("SELECT array_agg(kind) FROM notifyworker.runs") == ["other"]
+
+
+async def test_a_run_shows_its_steps_its_log_and_what_it_repeats(make_worker, connection) -> None:
+    worker = make_worker(sidecar=True, port=0)
+
+    @worker.handler("order")
+    async def order(run: Run) -> None:
+        await run.step("charge the card", _answer)
+        run.log.warning("a line was skipped <b>", number=17)
+
+    async with worker, aiohttp.ClientSession(worker.url, headers=HTML) as session:
+        first = await connection.fetchval("INSERT INTO notifyworker.runs (kind) VALUES ('order') RETURNING run_id")
+        await eventually(lambda: _is_settled(connection, first))
+        again = await connection.fetchval("SELECT notifyworker.replay($1)", first)
+        async with session.get(f"/runs/{first}") as response:
+            page = Answer(response.status, response.headers, await response.text())
+        checked(page)
+        for wanted in ("charge the card", '"paid"', "a line was skipped <b>", "number=17"):
+            assert wanted in words(page), wanted
+        async with session.get(f"/runs/{again}") as response:
+            assert f"/runs/{first}" in await response.text()
+
+
+async def _answer() -> dict[str, int]:
+    return {"paid": 3}
+
+
+async def _is_settled(connection: asyncpg.Connection, run_id: uuid.UUID) -> bool:
+    return bool(await connection.fetchval("SELECT true FROM notifyworker.run_history WHERE run_id = $1", run_id))

@@ -27,6 +27,9 @@ async def browser() -> AsyncIterator[Any]:
         await browser.close()
 
 
+_SEEN = "`${document.querySelector('#live')?.innerText} | ${document.title} | ${document.activeElement?.outerHTML.slice(0, 200)}`"
+
+
 @contextlib.asynccontextmanager
 async def looked_at(browser: Any, url: str, **options: Any) -> AsyncIterator[Any]:
     """A tab that fails the test for anything that its console tells."""
@@ -39,7 +42,11 @@ async def looked_at(browser: Any, url: str, **options: Any) -> AsyncIterator[Any
     page.on("dialog", lambda dialog: told.append(f"dialog: {dialog.message}"))
     page.told = told
     await page.goto(url)
-    yield page
+    try:
+        yield page
+    except playwright.TimeoutError as error:
+        error.add_note(f"{page.url}: {await page.evaluate(_SEEN)}; the console: {told}")
+        raise
     assert [line for line in told if "net::ERR" not in line and "Failed to load resource" not in line] == []
     await context.close()
 
@@ -152,6 +159,58 @@ async def test_it_is_alive_and_holds_still_under_the_hand(make_house, connection
             await page.wait_for_url(f"**/runs/{second}")
             await page.go_back()
             await page.wait_for_selector(f"#r-{second}")
+
+
+async def test_an_answer_that_comes_under_the_hand_waits_for_it(make_house, connection, browser) -> None:
+    async with make_house() as worker:
+        first = await insert(connection, "nobody")
+        async with looked_at(browser, "about:blank") as page:
+            asked, go_on = asyncio.Event(), asyncio.Event()
+
+            async def slow(route: Any) -> None:
+                if not route.request.is_navigation_request():
+                    asked.set()
+                    await go_on.wait()
+                await route.continue_()
+
+            await page.route("**/runs", slow)
+            await page.goto(f"{worker.url}/runs")
+            await asyncio.wait_for(asked.wait(), 20)
+            await page.check(f"#c-{first}")
+            second = await insert(connection, "nobody")
+            async with page.expect_request_finished(lambda request: request.url.endswith("/runs")):
+                go_on.set()
+            await shows(page, "Held", "#live")
+            assert await page.query_selector(f"#r-{second}") is None
+            await page.click("[data-clear]")
+            await page.wait_for_selector(f"#r-{second}")
+
+
+async def test_it_is_alive_whenever_its_scripts_come(make_house, connection, browser) -> None:
+    async with make_house() as worker, looked_at(browser, "about:blank") as page:
+        loaded = await page.request.get(f"{worker.url}/runs", headers={"Accept": "text/html"})
+        last = re.findall(r'<script src="([^"]+)"', await loaded.text())[-1]
+
+        async def late(route: Any) -> None:
+            await page.wait_for_function("document.readyState === 'interactive'")
+            await page.evaluate("new Promise(done => setTimeout(done, 200))")  # all timers of the scripts before
+            await route.continue_()
+
+        await page.route(f"**{last}", late)
+        await page.goto(f"{worker.url}/runs")
+        run = await insert(connection, "nobody")
+        await page.wait_for_selector(f"#r-{run}")
+
+
+async def test_a_stream_that_did_not_begin_is_asked_for_again(make_house, connection, browser) -> None:
+    async with make_house() as worker, looked_at(browser, "about:blank") as page:
+        await page.route("**/live", lambda route: route.abort(), times=2)
+        await page.goto(f"{worker.url}/runs")
+        await shows(page, "Reconnecting", "#live")
+        run = await insert(connection, "nobody")
+        await page.wait_for_selector(f"#r-{run}")
+        await shows(page, "Live", "#live")
+        page.told.clear()  # of the two that were refused
 
 
 async def test_it_comes_back_with_its_sidecar(make_house, connection, browser) -> None:

@@ -160,7 +160,7 @@ def test_a_plain_handlers_client_changes_nothing_either():
     """Of the client, by name: what is not marked is known only to read."""
     reads = {
         "close", "get", "list", "steps", "log", "pauses", "limits", "shares", "schedules", "wait", "failed", "retention",
-        "mirrors", "shadow_report", "versions", "enqueue",  # enqueue is an insert
+        "mirrors", "shadow_report", "children", "versions", "enqueue",  # enqueue is an insert
     }  # fmt: skip
     methods = {name: method for name, method in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")}
     marked = {name for name, method in methods.items() if "notifyworker_effect" in method.__dict__}

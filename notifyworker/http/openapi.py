@@ -65,7 +65,7 @@ _RUN: Json = {
     "started_at": _or_null(_MOMENT), "progress": _ANYTHING, "errors": _ANYTHING, "finished_at": _or_null(_MOMENT),
     "result": _ANYTHING, "effects": _ANYTHING, "error_code": _or_null(_TEXT), "settled_by": _or_null(_TEXT),
     "replay_of": _or_null(_UUID),
-    "waits_for": _or_null({"type": "string", "enum": ["key"]}), "key_held_by": _or_null({"type": "array", "items": _UUID}),
+    "waits_for": _or_null({"type": "string", "enum": ["key", "children", "event"]}), "key_held_by": _or_null({"type": "array", "items": _UUID}),
 }  # fmt: skip
 
 _STEP: Json = {
@@ -77,6 +77,27 @@ _LOG: Json = {
     "attempt": _INTEGER, "lease_token": _INTEGER, "written_at": _MOMENT, "cut": _INTEGER, "lost_after": _or_null(_MOMENT),
     "lines": {"type": "array", "items": {"type": "object"}},
 }  # fmt: skip
+
+_CHILD: Json = {
+    "position": _INTEGER, "run_id": _UUID, "kind": _TEXT, "state": _TEXT, "started_at": _MOMENT, "settled_at": _or_null(_MOMENT),
+    "error_code": _or_null(_TEXT), "error": _or_null(_TEXT),
+}  # fmt: skip
+_FAMILY: Json = {
+    "parent_id": _or_null(_UUID),
+    "children": _object(
+        dict.fromkeys(("live", "completed", "failed", "cancelled", "deleted"), _INTEGER)
+        | {"first": {"type": "array", "items": _object(_CHILD)}}
+    ),
+    "event": _or_null(_object({"name": _TEXT, "key": _or_null(_TEXT), "until": _or_null(_MOMENT)})),
+}
+_NEW_EVENT: Json = {
+    "name": {**_NAME, "maxLength": 100},
+    "payload": {"description": "what the runs are given: any JSON; null by default"},
+    "run_id": _or_null({**_UUID, "description": "for this run alone"}),
+    "key": _or_null({"type": "string", "maxLength": 90, "description": "for all that wait for this name and key"}),
+    "project_id": _or_null({**_NAME, "description": "of the key"}),
+    "keep_s": _or_null({"type": "number", "minimum": 1, "maximum": 31_536_000, "description": "7 days by default"}),
+}
 
 _LEASE: Json = {
     "run_id": _UUID, "kind": _TEXT, "project_id": _TEXT, "attempt": _INTEGER, "max_attempts": _INTEGER, "is_shadow": _FLAG,
@@ -90,6 +111,7 @@ _WORKER: Json = {
     "concurrency": _INTEGER, "running": _INTEGER, "state": _TEXT,
     "shadow": _TEXT, "presence": _FLAG, "lease_s": _NUMBER, "heartbeat_interval_s": _NUMBER, "presumed_dead_s": _NUMBER,
     "started_at": _MOMENT, "heartbeat_at": _MOMENT, "is_leader": _or_null(_FLAG), "is_present": _or_null(_FLAG),
+    "drain_asked": {**_FLAG, "description": "it was asked to claim nothing more"},
 }  # fmt: skip
 
 _REAP: Json = {
@@ -241,6 +263,7 @@ _SCHEMAS: Json = {
     "NewSchedule": _object(_NEW_SCHEDULE, optional=frozenset(_NEW_SCHEDULE) - {"cron", "kind"}, closed=True),
     "Schedule": _object(_SCHEDULE),
     "NewLimit": _object(_NEW_LIMIT, optional=frozenset(_NEW_LIMIT), closed=True),
+    "NewEvent": _object(_NEW_EVENT, optional=frozenset(_NEW_EVENT) - {"name"}, closed=True),
     "NewPause": _object(_NEW_PAUSE, optional=frozenset(_NEW_PAUSE), closed=True),
     "Scope": _object(_SCOPE, optional=frozenset(_SCOPE), closed=True),
     "Problem": _object(
@@ -250,7 +273,12 @@ _SCHEMAS: Json = {
     "NewRun": _object(_NEW_RUN, optional=frozenset(_NEW_RUN) - {"kind"}, closed=True),
     "Run": _object(_RUN),
     "RunInFull": _object(
-        {**_RUN, "steps": {"type": "array", "items": _object(_STEP)}, "log": {"type": "array", "items": _object(_LOG)}}
+        {
+            **_RUN,
+            "steps": {"type": "array", "items": _object(_STEP)},
+            "log": {"type": "array", "items": _object(_LOG)},
+            **_FAMILY,
+        }
     ),
     "Health": _object({"status": {"type": "string", "enum": ["ok", "failing"]}, "reasons": {"type": "array", "items": _TEXT}}),
 }
@@ -269,8 +297,12 @@ def _parameter(name: str, schema: Json, where: str = "query") -> Json:
 
 
 _RUN_ID = _parameter("run_id", _UUID, "path")
-_SCHEDULE_NAME = _parameter("name", _NAME, "path")
-_ACTION = _parameter("name", {"type": "string", "enum": ["runs", "again", "pause", "resume", "schedule", "reaper"]}, "path")
+_NAME_IN_PATH = _parameter("name", _NAME, "path")
+_ACTION = _parameter(
+    "name",
+    {"type": "string", "enum": ["runs", "again", "pause", "resume", "schedule", "reaper", "drain", "limit", "share"]},
+    "path",
+)
 _ASSET = _parameter("name", {"type": "string"}, "path")
 _BEFORE = _parameter(
     "before", {"type": "integer", "minimum": 0, "maximum": 10**18 - 1, "description": "`next_before` of the page before"}
@@ -312,6 +344,11 @@ def _operation(
 def _steered(verb: str, summary: str, **more: Any) -> Json:
     done = _answer("done", _object({"run_id": _UUID, "state": _STATE}))
     return {"post": _operation(verb, summary, {"200": done}, parameters=[_RUN_ID], **more)}
+
+
+def _asked(name: str, summary: str) -> Json:
+    asked = {"200": _answer("asked", _object({"lease_owner": _TEXT, "drain_asked": _FLAG}))}
+    return {"post": _operation(name, summary, asked, parameters=[_NAME_IN_PATH])}
 
 
 def _of_many() -> Json:
@@ -414,6 +451,8 @@ def _paths() -> Json:
         "/leases": {"get": _shown("list_leases", "who holds what", _page("leases", _object(_LEASE)), _PAGING)},
         "/reaper": {"get": _shown("show_reaper", "the leader, and what it took from whom", _object(_REAPER))},
         "/workers": {"get": _shown("list_workers", "the fleet", fleet)},
+        "/workers/{name}/drain": _asked("drain_worker", "let a worker claim nothing more"),
+        "/workers/{name}/undrain": _asked("undrain_worker", "let it claim again"),
         "/pauses": {
             "get": _shown("list_pauses", "what is paused", _object({"pauses": {"type": "array", "items": _object(_PAUSE)}})),
             "post": _operation(
@@ -442,19 +481,19 @@ def _paths() -> Json:
             )
         },
         "/schedules/{name}": {
-            "get": _shown("get_schedule", "one schedule", _ref("Schedule"), [_SCHEDULE_NAME]),
+            "get": _shown("get_schedule", "one schedule", _ref("Schedule"), [_NAME_IN_PATH]),
             "put": _operation(
                 "put_schedule",
                 "make or change it",
                 {"200": _answer("as it is now", _ref("Schedule"))},
-                parameters=[_SCHEDULE_NAME],
+                parameters=[_NAME_IN_PATH],
                 body={"application/json": {"schema": _ref("NewSchedule")}},
             ),
             "delete": _operation(
                 "delete_schedule",
                 "delete it",
                 {"200": _answer("deleted", _object({"name": _TEXT, "deleted": _FLAG}))},
-                parameters=[_SCHEDULE_NAME],
+                parameters=[_NAME_IN_PATH],
             ),
         },
         "/shares": {
@@ -471,7 +510,18 @@ def _paths() -> Json:
             ),
         },
         "/metrics": {"get": _operation("metrics", "metrics of this worker", metrics, is_open=True)},
-        "/events": {"get": _operation("events", "state changes and progress, of runs that this worker executes", events)},
+        "/events": {
+            "get": _operation("events", "state changes and progress, of runs that this worker executes", events),
+            "post": _operation(
+                "emit",
+                "tell runs that wait for it what has happened",
+                {
+                    "201": _answer("emitted", _object({"emitted": _FLAG})),
+                    "200": _answer("there is one already", _object({"emitted": _FLAG})),
+                },
+                body={"application/json": {"schema": _ref("NewEvent")}},
+            ),
+        },
         "/openapi.json": {"get": _shown("openapi", "this document", {"type": "object"})},
         "/live": {"get": _operation("live", "a pulse for pages: there is something new", events)},
         "/system": {"get": _shown("show_system", "what the doctor finds, tables, settings", {"type": "object"})},

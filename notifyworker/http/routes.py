@@ -12,6 +12,7 @@ from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
 from notifyworker.given import Conflicts, new_run, refused
 from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.body import SMALL_BYTES, read_object
+from notifyworker.http.emit import Emit
 from notifyworker.http.events import Events
 from notifyworker.http.limits import Limits
 from notifyworker.http.many import Many
@@ -23,6 +24,8 @@ from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
 from notifyworker.http.shadow import Shadow
 from notifyworker.http.shares import Shares
+from notifyworker.http.workers import Workers
+from notifyworker.relatives import relatives_of
 from notifyworker.run_log_store import RunLogStore
 from notifyworker.step_store import StepStore
 from notifyworker.store import Inserted, NewRun, Row
@@ -35,7 +38,7 @@ _SYSTEMS = frozenset(
     {
         "state", "attempt", "lease_owner", "lease_token", "lease_expires_at", "created_at", "started_at", "finished_at",
         "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by", "replay_of",
-        "waits_for", "is_limited",
+        "waits_for", "is_limited", "parent_id",
     }
 )  # fmt: skip
 
@@ -63,13 +66,14 @@ class Routes:
             web.post("/runs/{run_id}/cancel", self.cancel),
             web.get("/leases", self.leases),
             web.get("/reaper", self.reaper),
-            web.get("/workers", self.workers),
             *Many(self._worker, self._pool).table(),
             *Pauses(self._worker, self._pool).table(),
             *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
             *Shadow(self._worker, self._pool).table(),
+            *Emit(self._worker, self._pool).table(),
             *Shares(self._worker, self._pool).table(),
+            *Workers(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
             web.get("/events", self._events.serve),
             web.get("/openapi.json", self.openapi),
@@ -126,7 +130,8 @@ class Routes:
             raise RunNotFound(run_id)
         steps = await self._steps.steps_list(self._pool, run_id, row["created_at"])
         logged = await self._logs.run_logs_list(self._pool, run_id, row["created_at"])
-        more = {"steps": [shown(step) for step in steps], "log": [shown(lease) for lease in logged]}
+        family = await relatives_of(self._store, self._pool, row)
+        more = {"steps": [shown(step) for step in steps], "log": [shown(lease) for lease in logged], **family}
         body = await asyncio.to_thread(dumps, {**shown(row), **more})  # up to some megabytes
         return web.Response(body=body, content_type="application/json")
 
@@ -168,11 +173,6 @@ class Routes:
         state = await self._store.reaper_state(self._pool)
         recent = await self._store.reaps_list(self._pool)
         return json_answer({**state, "interval_s": self._worker.reaper_interval_s, "recent": [shown(row) for row in recent]})
-
-    async def workers(self, request: web.Request) -> web.Response:
-        """List the fleet."""
-        Query(request, _NOTHING)
-        return json_answer({"workers": [shown(row) for row in await self._store.workers_list(self._pool)]})
 
     async def _inserted(self, new: NewRun) -> Inserted:
         """Insert; what the database refuses is told without its own words, unless they are ours."""

@@ -12,11 +12,14 @@ from uuid import UUID
 import orjson
 from aiohttp import web
 
+from notifyworker import bulk
+from notifyworker.bulk import Verb
 from notifyworker.database import DatabaseError
 from notifyworker.errors import RunConflict, RunNotFound
 from notifyworker.http.auth import ACTOR
+from notifyworker.http.many import COUNTED
 from notifyworker.http.observed import Observed
-from notifyworker.http.page import doings
+from notifyworker.http.page import doings, room
 from notifyworker.http.page.asked import Doing
 from notifyworker.http.page.pages import Pages
 from notifyworker.http.page.runs import filter_of, find
@@ -51,7 +54,7 @@ class Actions:
             raise Problem.of("body", "is not a form") from None
         makers: dict[str, Callable[[Form], Awaitable[Doing]]] = {
             "runs": self._on_runs, "again": self._again, "pause": self._pause, "resume": self._resume, "schedule": self._schedule,
-            "reaper": self._reap,
+            "reaper": self._reap, "drain": self._drain, "limit": self._limit, "share": self._share,
         }  # fmt: skip
         maker = makers.get(request.match_info["name"])
         if maker is None:
@@ -94,14 +97,33 @@ class Actions:
 
     async def _on_runs(self, form: Form) -> Doing:
         """Cancel or retry: those that are chosen, or all that a filter finds."""
-        what = one(form, "do")
-        if what not in {"cancel", "retry"}:
+        what: Verb = "retry" if one(form, "do") == "retry" else "cancel"
+        if one(form, "do") != what:
             raise Problem.of("do", "must be cancel or retry")
+        if one(form, "all") == "1" and (bulky := await self._by_filter(form, what)) is not None:
+            return bulky
         if one(form, "all") == "1":
             chosen, is_all, target = await self._matching(form, what)
         else:
             chosen, is_all, target = await self._chosen(form, what)
         return doings.on_runs(self._worker.store, self._pool, what, chosen, target, is_all=is_all)
+
+    async def _by_filter(self, form: Form, what: Verb) -> Doing | None:
+        """All that a filter finds, however many, where the statements for many runs know such a filter; else None."""
+        frame = await self._pages.frame()
+        wanted = filter_of({name: values[0] for name, values in form.items() if values}, frame.now)
+        if wanted.worker is not None or wanted.is_shadow is not None or wanted.text is not None:
+            return None
+        if what == "retry" and (
+            wanted.state in {None, "pending", "running"} or wanted.since is not None or wanted.until is not None
+        ):
+            return None
+        if what == "cancel" and wanted.state not in {None, "pending", "running"}:
+            return None
+        before = min(filter(None, (wanted.until, frame.now)))
+        which = bulk.Filter(wanted.kind, wanted.project_id, wanted.state, after=wanted.since, before=before)
+        number = await bulk.matching(self._worker.store, self._pool, what, which, cap=COUNTED)
+        return doings.on_filter(self._worker.store, self._pool, what, which, number=number, given=wanted.given)
 
     async def _chosen(self, form: Form, what: str) -> tuple[list[Any], bool, dict[str, Any]]:
         try:
@@ -150,7 +172,14 @@ class Actions:
         scope = {name: value for name in ("kind", "project_id") if (value := one(form, name))}
         if not scope and one(form, "all") != "1":
             raise Problem.of("kind", "choose a kind, a project or both; or everything")
-        return doings.pause(self._worker.store, self._pool, scope, one(form, "seconds"), one(form, "reason"))
+        return doings.pause(
+            self._worker.store,
+            self._pool,
+            scope,
+            seconds=one(form, "seconds"),
+            until=one(form, "until"),
+            reason=one(form, "reason"),
+        )
 
     async def _resume(self, form: Form) -> Doing:
         scope = {name: value for name in ("kind", "project_id") if (value := one(form, name))}
@@ -161,6 +190,24 @@ class Actions:
         if not name or paused not in {"0", "1"}:
             raise Problem.of("name" if not name else "paused", "is required: a name, and 0 or 1")
         return doings.schedule(self._worker.store, self._pool, name, is_paused=paused == "1")
+
+    async def _limit(self, form: Form) -> Doing:
+        names = ("kind", "project_id", "per", "max_running", "rate", "per_s", "burst")
+        given = {name: one(form, name) for name in names}
+        return room.limit(self._worker.store, self._pool, given, is_end=one(form, "end") == "1")
+
+    async def _share(self, form: Form) -> Doing:
+        return room.share(self._worker.store, self._pool, {name: one(form, name) for name in ("project_id", "weight")})
+
+    async def _drain(self, form: Form) -> Doing:
+        lease_owner, undo = one(form, "worker"), one(form, "undo") == "1"
+        frame = await self._pages.frame()
+        found = next(
+            (worker for worker in frame.workers if worker["lease_owner"] == lease_owner and worker["state"] != "gone"), None
+        )
+        if found is None:
+            raise Problem.of("worker", "there is no such worker any more")
+        return doings.drain(self._worker.store, self._pool, found, len(frame.alive), undo=undo)
 
     async def _reap(self, _form: Form) -> Doing:
         frame = await self._pages.frame()

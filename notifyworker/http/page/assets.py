@@ -3,14 +3,22 @@
 import gzip
 import hashlib
 from dataclasses import dataclass
-from importlib import resources
 
 from aiohttp import web
 
+from notifyworker.data import folder
 from notifyworker.http.problem import Problem
 
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-_NAMES = ("icon.svg", "page.css", "page.js", "vendor/htmx.min.js", "vendor/hx-sse.min.js", "vendor/uPlot.iife.min.js")
+#: Each asset and the files that it is made of. htmx and its extension are one: between two scripts a browser may let htmx
+#: begin, and an extension that comes later is never asked to open the stream.
+_FILES = {
+    "icon.svg": ["icon.svg"],
+    "page.css": ["page.css"],
+    "page.js": ["page.js"],
+    "htmx.js": ["vendor/htmx.min.js", "vendor/hx-sse.min.js"],
+    "uPlot.iife.min.js": ["vendor/uPlot.iife.min.js"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +35,10 @@ class Assets:
     """All of them. Anybody may have them: they are public, and the way in is drawn with them."""
 
     def __init__(self) -> None:
-        folder = resources.files("notifyworker") / "http" / "page" / "assets"
+        files = folder("http/page/assets")
         self._by_name = {}
-        for path in _NAMES:
-            plain = folder.joinpath(*path.split("/")).read_bytes()
-            name = path.rpartition("/")[2]
+        for name, paths in _FILES.items():
+            plain = b"\n".join(files.joinpath(*path.split("/")).read_bytes() for path in paths)
             self._by_name[name] = Asset(name, plain, gzip.compress(plain, 9, mtime=0), hashlib.sha256(plain).hexdigest()[:12])
 
     def url(self, base: str, name: str) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 import asyncpg
 
+from notifyworker import bulk
 from notifyworker import payload as payloads
 from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
 from notifyworker.given import REFUSALS, Conflicts, new_pause, refused
+from notifyworker.http.many import COUNTED
 from notifyworker.http.observed import Observed
 from notifyworker.http.page.asked import Doing, Question
 from notifyworker.http.page.shown import plural
@@ -19,7 +21,7 @@ from notifyworker.store import NewRun, Store
 
 _LONGEST_S = 50.0  # for one action on many runs: then it stops, and says how far it came
 _FOR = [("900", "15 minutes"), ("3600", "1 hour"), ("14400", "4 hours"), ("86400", "1 day"), ("", "until somebody resumes it")]
-_BATCH = 200  # runs a pass of the reaper takes at once
+_BATCH = 200  # runs at once: a pass of the reaper, and one step of many
 _PASSES = 50
 
 
@@ -55,6 +57,42 @@ def on_runs(store: Store, pool: Pool, what: str, rows: Sequence[Any], target: di
     return Doing(Question(f"{button}?", facts, button, number, is_bad=what == "cancel"), what, target, do)
 
 
+def on_filter(store: Store, pool: Pool, verb: bulk.Verb, which: bulk.Filter, *, number: int, given: dict[str, str]) -> Doing:
+    """Cancel or retry all runs that fit a filter, in batches that are committed one by one."""
+    is_open = number >= COUNTED
+    counted = f"{number:,} or more runs" if is_open else plural(number, "run")
+    if verb == "cancel":
+        facts = [
+            "Pending ones will not be executed. Running ones are settled as cancelled at once and their handlers stopped; what they did outside stays done.",
+            "This is not undone. A cancelled run can be retried, and starts again at its first attempt.",
+        ]
+    else:
+        facts = list(_RETRY_FACTS)
+    told = ", ".join(f"{name} {value}" for name, value in given.items()) or "none: all of them"
+    facts = [f"Filter: {told}. Runs of after this question are not meant.", *facts]
+    if not number:
+        facts = ["No run that fits can be cancelled." if verb == "cancel" else "No run that fits can be retried."]
+
+    async def do() -> tuple[int, str | None]:
+        ends_at = time.monotonic() + _LONGEST_S
+        done, skipped, behind, others = 0, 0, None, []
+        while True:
+            row = await bulk.step(store, pool, verb, which, behind=behind, limit=_BATCH)
+            done, skipped = done + row["done"], skipped + row["skipped"]
+            if (behind := row["last"]) is None:
+                break
+            if time.monotonic() > ends_at:
+                left = await bulk.matching(store, pool, verb, which, cap=COUNTED)
+                others.append(f"stopped after {_LONGEST_S:.0f} s, {left:,} still fit: do it again")
+                break
+        if skipped:
+            others.append(f"{skipped:,} passed over: held by others, or their key or id is taken")
+        return done, ", ".join(others) or None
+
+    button = f"{verb.capitalize()} {counted}"
+    return Doing(Question(f"{button}?", facts, button, number, is_bad=verb == "cancel"), verb, dict(given), do)
+
+
 _RETRY_FACTS = [
     "Each goes back to pending under its own id, at its first attempt. Its result is deleted, its errors are kept.",
     "What an earlier attempt did outside is not undone, and may be done again.",
@@ -76,30 +114,41 @@ def _cancel_facts(rows: Sequence[Any]) -> list[str]:
 
 
 def again(store: Store, pool: Pool, row: Any, how: str, edited: str | None) -> Doing:
-    """Insert a run like another."""
+    """Once more: as a run of its own, in shadow, or under its own id with another payload."""
     run_id, is_shadow = row["run_id"], how == "shadow"
     fields = []
     if how == "edit":
         fields = [{"name": "payload", "label": "Payload, as JSON", "value": edited or row["payload"], "kind": "text"}]
-    title = {"replay": "Replay this run?", "shadow": "Run it in shadow?", "edit": "Run it again with another payload?"}[how]
-    facts = [
-        f"A new run of {row['kind']} is inserted, with an id of its own and {'the payload below' if how == 'edit' else 'the same payload'}. This one stays as it is."
-    ]
-    if is_shadow:
+    title = {"replay": "Replay this run?", "shadow": "Run it in shadow?", "edit": "Retry it with another payload?"}[how]
+    if how == "edit":
+        facts = [
+            "It goes back to pending under its own id, at its first attempt, with the payload below. The one that it had is lost.",
+            "Its result is deleted, its errors are kept. What it did outside is not undone, and may be done again.",
+        ]
+    else:
+        facts = [f"A new run of {row['kind']} is inserted, with an id of its own and the same payload. This one stays as it is."]
+    if how == "edit":
+        pass
+    elif is_shadow:
         facts.append("It executes without effects: run.effect records them and calls nothing.")
     else:
         facts.append("What this run did outside is not undone, and may be done again: the new run has no idempotency key.")
 
     async def do() -> tuple[int, str | None]:
-        payload = row["payload"]
         if how == "edit":
             try:
                 payload = payloads.encode(payloads.parse((edited or "").encode()))
             except ValueError as error:
                 raise Problem.of("payload", str(error).removeprefix("$ ")) from None
+            with Conflicts(run_id):
+                await store.run_retry(pool, run_id, None, payload)
+            return 1, None
+        if how == "replay":
+            with Conflicts(run_id):
+                return 1, f"made run {await store.run_replay(pool, run_id)}"
         new = NewRun(
-            row["kind"], payload, row["project_id"], row["priority"], max_attempts=row["max_attempts"], timeout=row["timeout"],
-            is_shadow=is_shadow or row["is_shadow"], concurrency_key=row["concurrency_key"], headers=row["headers"],
+            row["kind"], row["payload"], row["project_id"], row["priority"], max_attempts=row["max_attempts"], timeout=row["timeout"],
+            is_shadow=True, concurrency_key=row["concurrency_key"], headers=row["headers"],
         )  # fmt: skip
         try:
             made = (await store.run_insert(pool, new)).run_id
@@ -109,7 +158,7 @@ def again(store: Store, pool: Pool, row: Any, how: str, edited: str | None) -> D
 
     target = {"run_id": str(run_id), "how": how}
     return Doing(
-        Question(title, facts, {"replay": "Replay", "shadow": "Run in shadow", "edit": "Run"}[how], 1, fields=fields),
+        Question(title, facts, {"replay": "Replay", "shadow": "Run in shadow", "edit": "Retry"}[how], 1, fields=fields),
         how,
         target,
         do,
@@ -122,16 +171,19 @@ def _scope(scope: dict[str, str]) -> str:
     return f"{kind} for {project}" if kind and project else kind or (f"all of {project}" if project else "everything")
 
 
-def pause(store: Store, pool: Pool, scope: dict[str, str], seconds: str | None, reason: str | None) -> Doing:
+def pause(
+    store: Store, pool: Pool, scope: dict[str, str], *, seconds: str | None, until: str | None, reason: str | None
+) -> Doing:
     """Claim none of these."""
     try:
-        new = new_pause(**scope, seconds=float(seconds) if seconds else None, reason=reason)
+        new = new_pause(**scope, seconds=float(seconds) if seconds and not until else None, until=until, reason=reason)
     except (ValueError, InvalidRun) as error:
         if isinstance(error, InvalidRun):
             raise
         raise Problem.of("seconds", "must be a number") from None
     fields: list[dict[str, Any]] = [
         {"name": "seconds", "label": "For", "kind": "choice", "choices": _FOR, "value": seconds or ""},
+        {"name": "until", "label": "Or until, such as 2031-12-24T18:00Z", "kind": "line", "value": until or ""},
         {"name": "reason", "label": "Reason, for those who find it", "kind": "line", "value": reason or ""},
     ]
     facts = [
@@ -144,11 +196,17 @@ def pause(store: Store, pool: Pool, scope: dict[str, str], seconds: str | None, 
     name = _scope(scope)
 
     async def do() -> tuple[int, str | None]:
-        await store.pause(pool, new)
+        try:
+            await store.pause(pool, new)
+        except asyncpg.InvalidParameterValueError as error:  # the time is over
+            raise refused(error) from error
         return 1, None
 
     return Doing(
-        Question(f"Pause {name}?", facts, "Pause", 1, fields=fields), "pause", {**scope, "seconds": seconds, "reason": reason}, do
+        Question(f"Pause {name}?", facts, "Pause", 1, fields=fields),
+        "pause",
+        {**scope, "seconds": seconds, "until": until, "reason": reason},
+        do,
     )
 
 
@@ -182,6 +240,27 @@ def schedule(store: Store, pool: Pool, name: str, *, is_paused: bool) -> Doing:
             f"Resume the schedule {name}?", ["It fires at its next tick. Ticks that were skipped are not made up for."], "Resume"
         )
     return Doing(question, "pause schedule" if is_paused else "resume schedule", {"schedule": name}, do)
+
+
+def drain(store: Store, pool: Pool, worker: dict[str, Any], alive: int, *, undo: bool) -> Doing:
+    """Let a worker claim nothing more, or again."""
+    name = worker["lease_owner"]
+
+    async def do() -> tuple[int, str | None]:
+        found = await store.worker_drain(pool, name, undo=undo)
+        return int(found), None if found else "it is gone"
+
+    if undo:
+        question = Question(f"Let {name} claim again?", ["It takes runs from its next look on."], "Undo the drain")
+    else:
+        facts = [
+            f"It claims nothing more. {plural(worker['running'], 'run')} that it executes {'goes' if worker['running'] == 1 else 'go'} on until settled.",
+            "Its process does not end by this: stop it once it runs nothing. It can be undone until then.",
+        ]
+        if alive <= 1:
+            facts.append("It is the only worker that answers: what is inserted waits for another.")
+        question = Question(f"Drain {name}?", facts, "Drain")
+    return Doing(question, "undo drain" if undo else "drain", {"worker": name}, do)
 
 
 def reap(worker: Observed, pool: Pool, expired: int) -> Doing:

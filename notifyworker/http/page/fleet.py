@@ -72,6 +72,8 @@ class Fleet:
             pauses.append({**pause, "waiting": row["pending"] if row else None})
         return {
             "pauses": pauses,
+            "limits": [dict(row) for row in await self._worker.store.limits_list(on)],
+            "shares": [dict(row) for row in await self._worker.store.shares_list(on)],
             "kinds": [row["name"] for row in names if row["what"] == "kind"],
             "projects": [row["name"] for row in names if row["what"] == "project"],
         }

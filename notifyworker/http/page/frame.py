@@ -47,7 +47,7 @@ async def read_frame(on: Queryable, worker: Observed, queries: Queries) -> Frame
         one = dict(row)
         silent_s = (now - one["heartbeat_at"]).total_seconds()
         is_silent = silent_s > SILENT_BEATS * one["heartbeat_interval_s"] or one["is_present"] is False
-        one["status"] = "silent" if is_silent else "draining" if one["state"] == "draining" else "alive"
+        one["status"] = "silent" if is_silent else "draining" if one["state"] == "draining" or one["drain_asked"] else "alive"
         lease = held.pop(one["lease_owner"], None)
         one["leases"] = lease["leases"] if lease else 0
         one["first_expires_at"] = lease["first_expires_at"] if lease else None
@@ -74,6 +74,6 @@ def _gone(owner: str, lease: dict[str, Any]) -> dict[str, Any]:
         "lease_owner": owner, "host": owner.partition(":")[0], "pid": None, "version": "", "kinds": [], "project_ids": None,
         "concurrency": lease["leases"], "running": lease["leases"], "state": "gone", "shadow": "", "presence": False,
         "lease_s": None, "heartbeat_interval_s": None, "presumed_dead_s": None, "started_at": None, "heartbeat_at": None,
-        "is_leader": False, "is_present": False, "status": "silent", "leases": lease["leases"],
+        "is_leader": False, "drain_asked": False, "is_present": False, "status": "silent", "leases": lease["leases"],
         "first_expires_at": lease["first_expires_at"], "oldest_lease_at": lease["oldest_at"],
     }  # fmt: skip

@@ -40,7 +40,7 @@ class Live:
         self._changed.set()
 
     def spent(self, seconds: float) -> None:
-        """A page was drawn, and kept the event loop for so long."""
+        """A page was drawn, and took so much of this thread's own time: what others on the host take is no reason to be slow."""
         self._spent_s += seconds
 
     async def close(self) -> None:

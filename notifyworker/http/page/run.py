@@ -14,9 +14,12 @@ from notifyworker.http.page.charts import Span
 from notifyworker.http.page.frame import Frame
 from notifyworker.http.page.queries import Queries
 from notifyworker.http.page.shown import duration, short
+from notifyworker.run_log_store import RunLogStore
+from notifyworker.step_store import StepStore
 
 _JSON = ("payload", "headers", "progress", "errors", "result", "effects")
 _SHOWN_ERRORS = 10
+_SHOWN_STEPS = 200
 _LONGEST_ERRORS = 4_000_000  # characters; beyond that the list is not read
 
 
@@ -26,6 +29,8 @@ class OneRun:
     def __init__(self, worker: Observed, queries: Queries) -> None:
         self._worker = worker
         self._queries = queries
+        self._steps = StepStore(worker.store)
+        self._logs = RunLogStore(worker.store)
 
     async def read(self, on: Queryable, frame: Frame, run_id: UUID) -> dict[str, Any]:
         """Read it. Raises RunNotFound, DatabaseError."""
@@ -36,6 +41,8 @@ class OneRun:
         errors = _entries(run["errors"])
         reaps = [dict(reap) for reap in await self._queries.rows(on, "reaps", run_id, 50)]
         audits = [dict(audit) for audit in await self._queries.rows(on, "audit", str(run_id), None, 20)]
+        steps = [dict(step) for step in await self._steps.steps_list(on, run_id, run["created_at"])]
+        logs = [dict(lease) for lease in await self._logs.run_logs_list(on, run_id, run["created_at"])]
         owner = next((w for w in frame.workers if w["lease_owner"] == run["lease_owner"]), None)
         attempts = _attempts(run, errors, reaps, frame.now)
         headers = _loaded(run["headers"])
@@ -49,6 +56,9 @@ class OneRun:
             "reaps": reaps,
             "audits": audits,
             "owner": owner,
+            "steps": steps[:_SHOWN_STEPS],
+            "steps_more": max(0, len(steps) - _SHOWN_STEPS),
+            "logs": [{**lease, "lines": _lines(lease["lines"])} for lease in logs],
             "lease_left_s": (run["lease_expires_at"] - frame.now).total_seconds() if run["lease_expires_at"] else None,
             "lease_s": owner["lease_s"] if owner and owner["lease_s"] else self._worker.settings.lease_s,
             "sizes": {name: len(run[name].encode()) for name in _JSON if run[name] is not None},
@@ -97,6 +107,20 @@ def _moment(text: Any) -> datetime | None:
     except (TypeError, ValueError):
         return None
     return moment if moment.tzinfo else None
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    """The lines of one lease's log: when, how bad, what, and with which values."""
+    loaded = _loaded(text)
+    found = []
+    for line in loaded if isinstance(loaded, list) else []:
+        if not isinstance(line, dict):
+            continue
+        more = ((name, value) for name, value in line.items() if name not in {"at", "level", "event"})
+        told = "  ".join(f"{name}={value if isinstance(value, str) else orjson.dumps(value).decode()}" for name, value in more)
+        level, event = str(line.get("level") or ""), str(line.get("event") or "")
+        found.append({"at": _moment(line.get("at")), "level": level, "event": event, "with": told[:2000]})
+    return found
 
 
 def _effects(text: str | None) -> list[dict[str, Any]]:

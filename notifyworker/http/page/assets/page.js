@@ -19,8 +19,8 @@ const local = () => $$('time[data-f]').forEach(t => {
   const text = day + pad(d.getHours()) + ':' + pad(d.getMinutes()) + (f === 'm' ? '' : ':' + pad(d.getSeconds()) + (f === 'ms' ? '.' + pad(d.getMilliseconds(), 3) : ''));
   if (t.textContent !== text) t.textContent = text;
 });
-// live: the pulse asks for the page again, unless the reader is at work on it
-let paused = store.get('paused') === '1', seen = Date.now(), cut = false, last = 0;
+// live: the pulse asks for the page again, unless the reader is at work on it; then it is asked for when the hand is off
+let paused = store.get('paused') === '1', seen = Date.now(), cut = false, last = 0, missed = false, tries = 0;
 const main = () => $('#main'), busy = () => !!$('tbody input:checked') || !!$('#ask:popover-open, #keys:popover-open') || /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? '') && document.activeElement.type !== 'checkbox' || !!String(getSelection());
 const show = () => {
   const b = $('[data-live-toggle]'); if (!b) return;
@@ -31,16 +31,21 @@ const show = () => {
 };
 const toggle = () => { paused = !paused; store.set('paused', paused ? '1' : '0'); show(); if (!paused) again(); };
 const again = () => { const s = $('#stream'); if (s && window.htmx) htmx.trigger(s, 'tick'); };
-addEventListener('htmx:before:request', e => { if (e.target?.id === 'main' && (paused || busy() || document.hidden)) e.preventDefault(); }, true);
+const still = () => paused || busy() || document.hidden;
+// asked twice: the hand may have come down while the answer was on its way
+for (const when of ['request', 'swap']) addEventListener('htmx:before:' + when, e => { if (e.target?.id === 'main' && still()) { missed = true; e.preventDefault(); } }, true);
 addEventListener('htmx:after:swap', () => { dressed(); });
 addEventListener('htmx:sse:error', () => { cut = true; show(); });
 addEventListener('htmx:sse:close', () => { cut = true; show(); });
+// htmx takes up a stream again that was there once, and gives up one whose first connection fails: we ask for it again
+const first = e => { if (e.target?.id !== 'stream' || e.target._htmx?.sse) return; cut = true; show(); setTimeout(() => htmx.trigger(e.target, 'connect'), Math.min(15000, 500 * 2 ** tries++) * (0.7 + 0.6 * Math.random())); };
+addEventListener('htmx:finally:request', first);
 // also at first: what has changed between the page and this connection, nobody tells again; but what was done is to be read
-addEventListener('htmx:sse:after:connection', () => { if (cut || !$('.done')) again(); cut = false; });
-addEventListener('htmx:error', () => show());
+addEventListener('htmx:sse:after:connection', () => { if (cut || !$('.done')) again(); cut = false; tries = 0; show(); });
 // a summary for those who listen, at most every ten seconds
 const said = () => { const h = $('h1'), p = $('#said'); if (!h || !p || Date.now() - last < 10000) return; const text = h.textContent.trim(); if (p.textContent !== text) { p.textContent = text; last = Date.now(); } };
 // selection
+const released = () => { if (missed && !still()) { missed = false; again(); } };
 const count = () => {
   const bulk = $('#bulk'); if (!bulk) return;
   const on = $$('tbody input:checked'), by = {};
@@ -52,7 +57,7 @@ const count = () => {
   const live = (by.pending ?? 0) + (by.running ?? 0), done = on.length - live;
   for (const [what, n] of [['cancel', live], ['retry', done]]) { const b = $(`[data-do=${what}]`, bulk); b.hidden = !n; $('span', b).textContent = (what === 'cancel' ? 'Cancel ' : 'Retry ') + n + (n === 1 ? ' run' : ' runs'); }
   const all = $('[data-all]'); if (all) { all.checked = on.length > 0 && on.length === $$('tbody input').length; }
-  show();
+  show(); released();
 };
 addEventListener('change', e => {
   if (e.target.matches('[data-all]')) $$('tbody input[name=id]').forEach(i => { i.checked = e.target.checked; });
@@ -98,7 +103,7 @@ addEventListener('keydown', e => {
 let lease = null;
 const leased = () => { const o = $('[data-lease]'); lease = o ? { o, end: performance.now() + 1000 * o.dataset.lease, of: +o.dataset.of } : null; };
 const tick = () => {
-  show();
+  show(); released();
   if (!lease || !lease.o.isConnected) return;
   const left = Math.max(0, (lease.end - performance.now()) / 1000), bar = $('[data-lease-bar]');
   lease.o.textContent = left > 0 ? Math.floor(left / 60) + ':' + pad(Math.floor(left % 60)) : '0:00';

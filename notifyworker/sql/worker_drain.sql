@@ -1,0 +1,1 @@
+SELECT {schema}.drain($1, undo => $2) AS found
