@@ -142,8 +142,8 @@ class Mirrors:
                 await asyncio.sleep(backoff.next_s())
                 continue
             backoff.reset()
-            if not found:
-                await asyncio.sleep(_PAUSE_S if self._kinds else 0)
+            if self._kinds and (not found or (self._rules and self._is_busy())):
+                await asyncio.sleep(_PAUSE_S)  # while live runs wait, copies go on slowly: each costs as much as some of those
             longest_s = self._settings.poll_interval_s if self._kinds else _RELOAD_S
             if self._is_to_compare:
                 longest_s = min(longest_s, self._compare_at - self._clock())
