@@ -67,7 +67,7 @@ CREATE INDEX runs_shadow ON {schema}.runs (kind, version, run_at) WHERE waits_fo
 -- Where a run stands between 0 and 100, always the same: a rule takes those below its percentage. notifyworker/mirrors.py
 -- reckons the same.
 CREATE FUNCTION {schema}.part_of(run_id uuid) RETURNS double precision
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE PARALLEL SAFE  -- bound early, and without a setting: so it is put in where it is called
 RETURN ('x' || left(md5(run_id::text), 8))::bit(32)::bigint * 100.0 / 4294967296.0;
 
 -- Called by the statement that settles runs, with those that it settled.
