@@ -6,12 +6,14 @@ waits there for what the handler says of it. So a cancel, a timeout or a lost le
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from notifyworker.acting import in_the_name_of
 from notifyworker.execute import Attempt, in_thread
 from notifyworker.handlers import Handler
 from notifyworker.observe import log
@@ -28,10 +30,10 @@ class _Raised:
 
 
 class _Batch:
-    """Runs of one kind that are handed to its handler together."""
+    """Runs that are handed to their handler together: of one kind and version, and all of them shadow runs or none."""
 
-    def __init__(self, kind: str, loop: asyncio.AbstractEventLoop) -> None:
-        self.kind = kind
+    def __init__(self, key: tuple[str, str | None, bool], loop: asyncio.AbstractEventLoop) -> None:
+        self.key = key
         self.has_begun = False
         #: What each waits for, and its payload where the handler wants one.
         self.members: dict[Run, tuple[asyncio.Future[Any], tuple[Any, ...]]] = {}
@@ -53,23 +55,34 @@ class _Batch:
             future.set_result(result)
 
 
+class _Crowd:
+    """In whose name a batch's handler acts."""
+
+    def __init__(self, first: Run) -> None:
+        self.is_shadow = first.is_shadow
+        self.run_id = first.run_id
+
+    def note_effect(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+        """Nobody knows for which of them."""
+
+
 class Batches:
     """The batches of one worker. `is_room`: whether a slot is free, so that another run may yet come."""
 
     def __init__(self, threads: Executor, is_room: Callable[[], bool]) -> None:
         self._threads = threads
         self._is_room = is_room
-        self._gathering: dict[str, _Batch] = {}
+        self._gathering: dict[tuple[str, str | None, bool], _Batch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
         self._loop = asyncio.get_running_loop()
 
     @staticmethod
-    def warn(handlers: Mapping[str, Handler], concurrency: int) -> None:
+    def warn(handlers: Iterable[Handler], concurrency: int) -> None:
         """Say of which kinds no batch can be full."""
-        for kind, handler in handlers.items():
+        for handler in handlers:
             if handler.batch_size is not None and handler.batch_size > concurrency:
-                log.warning("batches_stay_small", kind=kind, batch_size=handler.batch_size, concurrency=concurrency)
+                log.warning("batches_stay_small", kind=handler.kind, batch_size=handler.batch_size, concurrency=concurrency)
 
     def hurry(self) -> None:
         """Wait for no more runs: none is claimed from now on."""
@@ -86,11 +99,12 @@ class Batches:
 
     async def join(self, attempt: Attempt, arguments: tuple[Any, ...]) -> Any:
         """Take part in the next batch; return what its handler returned for this run, or raise it."""
-        kind, size = attempt.run.kind, attempt.handler.batch_size
-        batch = self._gathering.get(kind)
+        run, size = attempt.run, attempt.handler.batch_size
+        key = run.kind, run.version, run.is_shadow
+        batch = self._gathering.get(key)
         if batch is None:
-            batch = self._gathering[kind] = _Batch(kind, self._loop)
-            batch.task = self._loop.create_task(self._execute(batch, attempt.handler), name=f"notifyworker batch {kind}")
+            batch = self._gathering[key] = _Batch(key, self._loop)
+            batch.task = self._loop.create_task(self._execute(batch, attempt.handler), name=f"notifyworker batch {run.kind}")
             self._tasks.add(batch.task)
             batch.task.add_done_callback(self._tasks.discard)
         told = self._loop.create_future()
@@ -108,8 +122,8 @@ class Batches:
         return result
 
     def _start(self, batch: _Batch) -> None:
-        if self._gathering.get(batch.kind) is batch:
-            del self._gathering[batch.kind]
+        if self._gathering.get(batch.key) is batch:
+            del self._gathering[batch.key]
         if not batch.is_full.done():
             batch.is_full.set_result(None)
 
@@ -141,6 +155,17 @@ class Batches:
             self._start(batch)
 
     async def _call(self, batch: _Batch, handler: Handler) -> Any:
+        with self._named(batch):
+            return await self._called(batch, handler)
+
+    @staticmethod
+    def _named(batch: _Batch) -> AbstractContextManager[None]:
+        """What such a handler does by itself is done for all of them: recorded for none, and not done in shadow."""
+        if not any(run.is_shadow or run.records for run in batch.members):
+            return nullcontext()
+        return in_the_name_of(_Crowd(next(iter(batch.members))))
+
+    async def _called(self, batch: _Batch, handler: Handler) -> Any:
         lists: tuple[Any, ...] = (list(batch.members),)
         if handler.wants_payload:
             lists = (*lists, [payload for _, (payload,) in batch.members.values()])

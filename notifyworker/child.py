@@ -24,6 +24,7 @@ from uuid import UUID
 import structlog
 
 from notifyworker import payload as payloads
+from notifyworker.acting import in_the_name_of
 from notifyworker.errors import LeaseLost
 from notifyworker.family import ChildOutcome, OnFailure, Start
 from notifyworker.handlers import inspected
@@ -140,7 +141,8 @@ class _Child:
         except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes
             return Message("unfit", f"payload: {type(error).__name__}: {error}", _formatted(error, error.__traceback__))
         self.send(Message("begun"))
-        result = handler(*arguments)
+        with in_the_name_of(run) if run.is_shadow or run.records else contextlib.nullcontext():
+            result = handler(*arguments)
         try:
             return Message("returned", None if result is None else payloads.encode(result))
         except payloads.Unencodable as error:
@@ -169,6 +171,10 @@ class _ChildDesk:
 
     def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Awaitable[Any]:  # noqa: ARG002 - whichever
         """Refuse: a plain handler can't wait for it."""
+        refuse_step(run)
+
+    def live_step(self, run: Run, name: str) -> Awaitable[Any]:  # noqa: ARG002 - whichever
+        """Refuse, as `step`."""
         refuse_step(run)
 
     def start_children(self, run: Run, starts: Sequence[Start], last: Start | None) -> Any:  # noqa: ARG002 - whichever

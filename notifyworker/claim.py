@@ -72,6 +72,8 @@ class Claims:
         self._lanes = Lanes(settings.priority_ageing_s)
         self._stopping = False
         self._doubt_until = 0.0
+        #: Held while runs are leased elsewhere than here: what is not known yet is no orphan then.
+        self.alone = asyncio.Lock()
         self._half = (settings.concurrency + settings.prefetch + 1) // 2
         self._clock = asyncio.get_running_loop().time
 
@@ -95,6 +97,11 @@ class Claims:
     def lower(self, to: datetime) -> None:
         """Read all lanes from this place on: something has become visible there only now."""
         self._lanes.lower(to)
+
+    def look_now(self) -> None:
+        """Another version of a kind is live: look before the next claim."""
+        self._lanes.look_now()
+        self.wake.set()
 
     async def run(self) -> None:
         """Claim until stopped."""
@@ -145,6 +152,8 @@ class Claims:
         began = self._clock()
         self._lanes.begin()
         rows = await self._store.lanes(self._link, self._served)
+        if self._served.versions or any(row["version"] is not None for row in rows):
+            rows = [row for row in rows if self._served.has(row["kind"], row["version"])]
         seen = (Seen(*(row[name] for name in Seen._fields)) for row in rows)
         is_ready = self._lanes.looked(seen, began, self._clock())
         dues = (row[name] for row in rows for name in ("due_in_s", "token_in_s"))
@@ -178,6 +187,9 @@ class Claims:
         self.more = self._lanes.have_more(batch, runs, limit)
         self._on_answer(found=bool(runs), has_more=self.more)
         if runs:
+            if batch.version is not None:
+                for run in runs:
+                    run.version = batch.version
             self._metrics.claim_batch.observe(len(runs))
             runs.sort(key=_turn)
             self._note_marks(runs, is_limited=batch.is_limited)
@@ -187,10 +199,11 @@ class Claims:
     async def _find_orphans(self) -> None:
         """After a claim without an answer: it may have been executed, even after the looks and claims that came since."""
         if self._doubt_until > self._clock():
-            known = self._leases()  # before: what is settled while this look is on its way is no orphan
-            for row in await self._store.orphans(self._side_link, self._lease_owner):
-                if (row["run_id"], row["lease_token"]) not in known:
-                    self._on_orphan(row)
+            async with self.alone:
+                known = self._leases()  # before: what is settled while this look is on its way is no orphan
+                for row in await self._store.orphans(self._side_link, self._lease_owner):
+                    if (row["run_id"], row["lease_token"]) not in known:
+                        self._on_orphan(row)
 
     def _note_marks(self, runs: list[Run], *, is_limited: bool) -> None:
         last: dict[Key, float] = {}
@@ -206,10 +219,14 @@ class Claims:
         self.is_claiming = False
         self._metrics.claims.labels("error").inc()
         if not is_refusal(error):  # it may have been executed all the same, even later
-            self._doubt_until = now + self._settings.lease_s
+            self.in_doubt()
         if self.error is None:
             log.warning("claim_failed", error=brief(error))
         self.error = (self.error[0] if self.error else now, brief(error))
+
+    def in_doubt(self) -> None:
+        """A claim has had no answer."""
+        self._doubt_until = self._clock() + self._settings.lease_s
 
     async def _pause(self, seconds: float) -> None:
         """A pause that a stop ends, and a notification does not."""

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
+from notifyworker.acting import effect
 from notifyworker.children_store import ChildrenStore
 from notifyworker.database import DatabaseError, Queryable, brief, is_refusal
 from notifyworker.emitting import emit
@@ -34,17 +35,24 @@ from notifyworker.given import (
     schedule_as_dict,
     uuid_of,
 )
-from notifyworker.many import Many
 from notifyworker.observe import log
 from notifyworker.run import TERMINAL, State
 from notifyworker.run_log_store import RunLogStore
+from notifyworker.shadowing import Shadowing
 from notifyworker.step_store import StepStore
 from notifyworker.store import Inserted, NewRun
 from notifyworker.trace import sending
 from notifyworker.waiting import Waiting
 
 
-class Client(Many):
+def _pretend_insert(made_up: UUID, kind: str, payload: Any = None, **columns: Any) -> Inserted:
+    """As `insert`, up to where something would be sent."""
+    columns.pop("connection", None)
+    new = new_run(kind, payload, **columns)
+    return Inserted(new.run_id or made_up, "new")
+
+
+class Client(Shadowing):
     """
     A producer's way in. Without `dsn` it is found as a worker finds its own.
 
@@ -71,6 +79,7 @@ class Client(Many):
         """
         return (await self.insert(kind, payload, connection=connection, **columns)).run_id
 
+    @effect("enqueue", _pretend_insert)
     async def insert(self, kind: str, payload: Any = None, *, connection: Queryable | None = None, **columns: Any) -> Inserted:
         """As `enqueue`; also says what became of it: `new`, `existing` (another run holds the key) or `replaced` (debounced)."""
         with sending(kind, columns.get("headers")) as (headers, sent):
@@ -115,12 +124,14 @@ class Client(Many):
         )
         return [as_dict(row) for row in rows]
 
+    @effect("cancel", lambda _id, *_a, **_k: "cancelled")
     async def cancel(self, run_id: UUID | str) -> str:
         """Settle a pending or running run as cancelled. Raises RunNotFound, RunConflict."""
         wanted = uuid_of("run_id", run_id)
         with Conflicts(wanted):
             return await self._store.run_cancel(await self._connected(), wanted)
 
+    @effect("retry", lambda _id, run_id, *_a, **_k: uuid_of("run_id", run_id))
     async def retry(self, run_id: UUID | str, payload: Any = None, *, from_step: int | None = None) -> UUID:
         """
         Put a settled run back to pending, with another payload if one is given. Its steps are executed again as well, or those
@@ -162,6 +173,7 @@ class Client(Many):
         rows = await store.children_list(await self._connected(), run["run_id"], run["created_at"], after=after, limit=limit)
         return [as_dict(row) for row in rows]
 
+    @effect("emit", lambda *_a, **_k: True)
     async def emit(
         self,
         name: str,
@@ -182,6 +194,7 @@ class Client(Many):
         on = connection or await self._connected()
         return await emit(self._store, on, name, payload, run_id=run_id, key=key, project_id=project_id, keep_s=keep_s)
 
+    @effect("pause", lambda *_a, **_k: None)
     async def pause(self, kind: str | None = None, project_id: str | None = None, **until: Any) -> None:
         """
         Claim none of these runs, of every kind or project where none is named; runs that are executed go on.
@@ -194,6 +207,7 @@ class Client(Many):
         except asyncpg.InvalidParameterValueError as error:
             raise refused(error) from error
 
+    @effect("resume", lambda *_a, **_k: True)
     async def resume(self, kind: str | None = None, project_id: str | None = None) -> bool:
         """End exactly this pause; False if there was none."""
         new_pause(kind=kind, project_id=project_id)
@@ -203,6 +217,7 @@ class Client(Many):
         """Return what is paused now; None as kind or project_id: every one."""
         return [dict(row) for row in await self._store.pauses_list(await self._connected())]
 
+    @effect("set_limit", lambda *_a, **_k: None)
     async def set_limit(
         self,
         kind: str | None = None,
@@ -228,6 +243,7 @@ class Client(Many):
         except REFUSALS as error:
             raise refused(error) from error
 
+    @effect("remove_limit", lambda *_a, **_k: True)
     async def remove_limit(self, kind: str | None = None, project_id: str | None = None, per: str = "all") -> bool:
         """End exactly this limit; False if there was none."""
         limit_scope(kind=kind, project_id=project_id, per=per)
@@ -237,6 +253,7 @@ class Client(Many):
         """Return all limits, each with how many places of it are taken (`running`); None as kind or project_id: every one."""
         return [dict(row) for row in await self._store.limits_list(await self._connected())]
 
+    @effect("set_share", lambda *_a, **_k: None)
     async def set_share(self, project_id: str, weight: float) -> None:
         """Give a project this part of the slots while several have something ready; 1 is what each has. Raises InvalidRun."""
         check_share(project_id, weight)
@@ -246,6 +263,7 @@ class Client(Many):
         """Return the projects with another weight than 1."""
         return [dict(row) for row in await self._store.shares_list(await self._connected())]
 
+    @effect("put_schedule", lambda *_a, **_k: None)
     async def put_schedule(self, name: str, cron: str, kind: str, payload: Any = None, **columns: Any) -> None:
         """
         Make a schedule, or change it to exactly this: a run of `kind` at each time of `cron` in `timezone` (UTC).
@@ -263,10 +281,12 @@ class Client(Many):
         """All schedules, or the one of this name, each with the `next` times at which it fires."""
         return [schedule_as_dict(row) for row in await self._store.schedules_list(await self._connected(), name)]
 
+    @effect("pause_schedule", lambda *_a, **_k: True)
     async def pause_schedule(self, name: str, *, paused: bool = True) -> bool:
         """Let a schedule fire no more, or again; what it misses meanwhile is skipped. False if there is none."""
         return await self._store.schedule_pause(await self._connected(), name, paused=paused)
 
+    @effect("delete_schedule", lambda *_a, **_k: True)
     async def delete_schedule(self, name: str) -> bool:
         """Delete a schedule; False if there was none. Its runs stay."""
         return await self._store.schedule_delete(await self._connected(), name)

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Literal, Protocol, TypeAlias
 
 from notifyworker import payload as payloads
+from notifyworker.acting import in_the_name_of
 from notifyworker.errors import Cancel, Code, Fail, PauseKind, Snooze
 from notifyworker.family import Family
 from notifyworker.handlers import Handler
@@ -108,12 +109,12 @@ async def execute(
         return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.CANCELLED, error=error, was_started=False)
     try:
         arguments = () if handler.in_process else handler.arguments(run)
-    except ValueError as error:
-        return _failed(run, Code.BAD_PAYLOAD, str(error), None, worker)
     except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes: the same again next time
-        return _failed(run, Code.BAD_PAYLOAD, f"payload: {type(error).__name__}: {_text_of(error)}", error, worker)
+        return _unfit(run, error, worker)
     try:
-        if handler.is_async and handler.batch_size is None:
+        if run.is_shadow or run.records:
+            result = await _in_its_name(attempt, arguments, threads, processes, on_begun, join)
+        elif handler.is_async and handler.batch_size is None:
             result = await handler.function(*arguments)
         else:
             result = await _begun(attempt, arguments, threads, processes, on_begun, join)
@@ -122,14 +123,19 @@ async def execute(
     except Unstorable as error:
         return _unstorable(run, error, worker)
     except PauseKind as error:
-        with contextlib.suppress(asyncio.CancelledError):  # the end from outside counts: below
-            await on_pause(run.kind, error)
+        await _paused(run, error, on_pause)
         return outcome_of_error(attempt, error, worker)
     except BaseException as error:  # noqa: BLE001 - SystemExit too: a handler must not end the worker, nor count as success
         return outcome_of_error(attempt, error, worker)
     if attempt.why is not None:  # it swallowed the cancellation
         return outcome_of_end(attempt, worker)
     return completed(run, result, worker, max_result_bytes)
+
+
+def _unfit(run: Run, error: Exception, worker: str) -> Outcome:
+    if isinstance(error, ValueError):
+        return _failed(run, Code.BAD_PAYLOAD, str(error), None, worker)
+    return _failed(run, Code.BAD_PAYLOAD, f"payload: {type(error).__name__}: {_text_of(error)}", error, worker)
 
 
 class _HasThread(Protocol):
@@ -163,6 +169,20 @@ def _both(one: "Future[Any]", other: "Future[Any]") -> "Future[Any]":
     one.add_done_callback(ended)
     other.add_done_callback(ended)
     return both
+
+
+async def _in_its_name(attempt: Attempt, arguments: tuple[Any, ...], *means: Any) -> Any:
+    """The same for a run whose effects are not to be, or are to be recorded: whatever it calls knows of it."""
+    with in_the_name_of(attempt.run):
+        if attempt.handler.is_async and attempt.handler.batch_size is None:
+            return await attempt.handler.function(*arguments)
+        return await _begun(attempt, arguments, *means)
+
+
+async def _paused(run: Run, error: PauseKind, on_pause: Callable[[str, PauseKind], Awaitable[None]]) -> None:
+    if not run.is_shadow:  # which must not keep live runs from being executed
+        with contextlib.suppress(asyncio.CancelledError):  # the end from outside counts: in execute
+            await on_pause(run.kind, error)
 
 
 def _begun(  # noqa: PLR0917 - all of them are what may execute it
@@ -261,7 +281,7 @@ def refused_result(outcome: Outcome, why: str, worker: str) -> Outcome:
 
 def completed(run: Run, result: object, worker: str, max_result_bytes: int) -> Outcome:
     """What becomes of a run whose handler has done its work: E-RUN-005 if the result can't be stored."""
-    if result is None and not run.is_shadow:
+    if result is None and not (run.is_shadow or run.records):
         return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.COMPLETED)
     try:
         text = None if result is None else payloads.encode(result)

@@ -78,6 +78,12 @@ class Starting:
     def _recorded(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any) -> Any:
         raise NotImplementedError
 
+    def _noted_live(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _event_of_live(self, name: str, key: str | None) -> "Awaitable[Any] | None":
+        raise NotImplementedError
+
     def start(
         self,
         kind: str,
@@ -106,6 +112,7 @@ class Starting:
             shadow[child] = ChildOutcome(child, kind, "completed", shadow_result)
             self._recorded("start", (kind, payload), columns, None)
             return _Given(child)
+        self._noted_live("start", (kind, payload), columns)
         started = self._desk_of().start_children(self, [Start(kind, payload, columns, detached, if_failed)], None)
         return started[0][0] if isinstance(started, tuple) else _first(started)
 
@@ -133,6 +140,8 @@ class Starting:
             ids = [uuid.uuid4() for _ in wanted]
             shadow.update({i: ChildOutcome(i, kind, "completed") for i, (kind, _) in zip(ids, wanted, strict=True)})
             return _Given(ChildGroup(ids, uuid.uuid4()))
+        for kind, payload in [*wanted, then]:
+            self._noted_live("start", (kind, payload), columns)
         starts = [Start(kind, payload, columns, detached) for kind, payload in wanted]
         started = self._desk_of().start_children(self, starts, Start(*then))
         return ChildGroup(*started) if isinstance(started, tuple) else _group(started)
@@ -167,7 +176,7 @@ class Starting:
         Without `key` it is one that is meant for this run; else the one of this name and key in its project, which all who
         wait for it get. The first one counts, also when it came before. Until it is there this run waits without a slot, as
         in `join`. It is recorded as a step: a handler asks for a name and key once. Raises EventTimeout when `timeout`
-        seconds are over, by the database's clock, StepError, LeaseLost.
+        seconds are over, by the database's clock, StepError, LeaseLost. A copy of a live run gets what that one got.
         """
         for what, value, longest in (("name", name, _MAX_EVENT_NAME), ("key", key, _MAX_EVENT_KEY)):
             is_text = isinstance(value, str) and len(value) <= longest and (value or what == "key") and not find_fault(value)
@@ -177,6 +186,8 @@ class Starting:
         if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout <= _MAX_EVENT_S):
             message = f"timeout must be above 0 and at most {_MAX_EVENT_S} s, not {timeout!r}"
             raise ValueError(message)
+        if (told := self._event_of_live(name, key)) is not None:
+            return told
         awaited: Awaitable[Any] = self._desk_of().event(self, name, key, timeout)
         return awaited
 

@@ -3,7 +3,7 @@
 import inspect
 import pickle
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ Executor: TypeAlias = Literal["thread", "process"]
 #: Below this no interpreter gets as far as a handler.
 _LEAST_MEMORY_BYTES = 16 * 1024 * 1024
 _STATM = Path("/proc/self/statm")
+_LONGEST_VERSION = 100  # as the column
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Handler:
     batch_wait_s: float = 0.0
     in_process: bool = False
     memory_limit_bytes: int | None = None
+    #: Which of the kind's versions it is; None: the one without a name.
+    version: str | None = None
 
     def arguments(self, run: Run) -> tuple[Any, ...]:
         """What to call it with. Raises ValueError (Mismatch) for a payload that does not fit; the text names the field."""
@@ -57,11 +60,33 @@ class Handler:
         return (run, value if self.convert is None else self.convert(value))
 
 
+class Roster:
+    """What one start of a worker executes: of each kind one handler or, by their versions, several."""
+
+    def __init__(self, handlers: Iterable[Handler]) -> None:
+        self._all = {(handler.kind, handler.version): handler for handler in handlers}
+        #: The kinds, in the order of registration.
+        self.kinds = list(dict.fromkeys(handler.kind for handler in self._all.values()))
+        #: The versions of kinds that have any, in the order of registration; None: the one without a name.
+        self.versions = {
+            kind: [version for other, version in self._all if other == kind]
+            for kind in self.kinds
+            if any(version is not None for other, version in self._all if other == kind)
+        }
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter(self._all.values())
+
+    def __getitem__(self, which: tuple[str, str | None]) -> Handler:
+        """Return the handler of a kind and version."""
+        return self._all[which]
+
+
 class Handlers:
-    """The handlers of one worker, by kind."""
+    """The handlers of one worker, by kind and version."""
 
     def __init__(self) -> None:
-        self._by_kind: dict[str, Handler] = {}
+        self._all: dict[tuple[str, str | None], Handler] = {}
 
     def add(
         self,
@@ -74,14 +99,17 @@ class Handlers:
         batch_wait_s: float | None = None,
         executor: Executor | None = None,
         memory_limit_bytes: int | None = None,
+        version: str | None = None,
     ) -> None:
         """Register. Raises HandlerError if the kind is taken or unusable, or the function can't be called as asked."""
         if not isinstance(kind, str) or not 1 <= len(kind) <= 200 or payloads.find_fault(kind):  # noqa: PLR2004 - as the column
             message = f"kind must be text of 1 to 200 characters, not {kind!r:.100}"
             raise HandlerError(message, hint='@worker.handler("email.send")')
-        if (other := self._by_kind.get(kind)) is not None:
+        if version is not None:
+            check_version(version)
+        if (other := self._all.get((kind, version))) is not None:
             message = f"two handlers for kind {kind!r}: {_name(other.function)} and {_name(function)}"
-            raise HandlerError(message, hint="a kind has one handler; rename one of them")
+            raise HandlerError(message, hint="a kind has one handler a version; rename one of them, or give it a version")
         wait_s = _batch_wait_s(kind, batch_size, batch_wait_s)
         wants_payload, convert = inspected(kind, function, is_batch=batch_size is not None)
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - asked what it is, not whether
@@ -89,7 +117,7 @@ class Handlers:
         if batch_size is not None and executor == "process":
             message = f"executor of {kind!r}: a batch is executed by the event loop, or in a thread"
             raise HandlerError(message, hint="leave executor out, or batch_size")
-        self._by_kind[kind] = Handler(
+        self._all[kind, version] = Handler(
             kind=kind,
             function=function,
             is_async=is_async,
@@ -101,20 +129,29 @@ class Handlers:
             batch_wait_s=wait_s,
             in_process=executor == "process",
             memory_limit_bytes=memory_limit_bytes,
+            version=version,
         )
 
-    def of(self, kinds: list[str] | None) -> Mapping[str, Handler]:
+    def of(self, kinds: list[str] | None) -> Roster:
         """All of them, or those of the given kinds. Raises HandlerError for a kind without a handler."""
         if kinds is None:
-            return dict(self._by_kind)
-        if missing := sorted(set(kinds) - self._by_kind.keys()):
+            return Roster(self._all.values())
+        there = self.kinds()
+        if missing := sorted(set(kinds) - set(there)):
             message = f"kinds: no handler for {', '.join(missing)}"
-            raise HandlerError(message, hint=f"there are: {', '.join(sorted(self._by_kind)) or 'none'}")
-        return {kind: self._by_kind[kind] for kind in kinds}
+            raise HandlerError(message, hint=f"there are: {', '.join(sorted(there)) or 'none'}")
+        return Roster(handler for kind in kinds for handler in self._all.values() if handler.kind == kind)
 
     def kinds(self) -> list[str]:
         """Return the kinds in the order of registration."""
-        return list(self._by_kind)
+        return list(dict.fromkeys(kind for kind, _ in self._all))
+
+
+def check_version(version: Any) -> None:
+    """Raise HandlerError unless it can be the name of a version."""
+    if not isinstance(version, str) or not 1 <= len(version) <= _LONGEST_VERSION or payloads.find_fault(version):
+        message = f"version must be text of 1 to {_LONGEST_VERSION} characters, not {version!r:.200}"
+        raise HandlerError(message, hint='@worker.handler("price.quote", version="v2")')
 
 
 def _batch_wait_s(kind: str, size: Any, wait_s: Any) -> float:

@@ -54,6 +54,8 @@ class Lane:
     mark: datetime
     is_ready: bool = True
     is_limited: bool = False
+    #: The version of the kind that is live for the project, as the last look had it; a claim makes sure of it.
+    version: str | None = None
     #: The priority that counts, lower first: with ageing it falls while the head of the lane waits.
     level: int = 0
     #: The place of its head at the last look, by which it is placed among others of its level until the next.
@@ -83,6 +85,7 @@ class Seen(NamedTuple):
     is_limited: bool = False
     waited_s: float = 0.0
     weight: float = 1.0
+    version: str | None = None
 
 
 class Batch(NamedTuple):
@@ -96,6 +99,11 @@ class Batch(NamedTuple):
         """Whether limits or keys concern them."""
         return self.lanes[0].is_limited
 
+    @property
+    def version(self) -> str | None:
+        """The version that all of them are of."""
+        return self.lanes[0].version
+
 
 class Lanes:
     """The lanes of one reader, whose runs gain a priority each `ageing_s` seconds, if any. `now` is time.monotonic()."""
@@ -107,6 +115,7 @@ class Lanes:
         self._in_order: list[Lane] = []
         #: Whether limits or keys concern any of them.
         self.any_limited = False
+        self._any_versions = False
         self._look_again_at = 0.0
         self._wide_again_at = 0.0
         # How far back was told of since the claim or look that is under way began: that one has not seen it.
@@ -133,7 +142,8 @@ class Lanes:
 
     def batches(self, limit: int) -> list[Batch]:
         """
-        Return the same in the pieces in which a claim of up to `limit` runs reads them, each with limits throughout or without.
+        Return the same in the pieces in which a claim of up to `limit` runs reads them, each with limits throughout or without,
+        and of one version.
 
         Where there are both sorts, lanes in which nothing is known to be ready come last, so that as a rule they are not
         read at all.
@@ -141,11 +151,11 @@ class Lanes:
         lanes = self.to_read()
         if not lanes:
             return []
-        if not self.any_limited:
+        if not self.any_limited and not self._any_versions:
             return [self._batch(lanes, limit)]
         ready = [lane for lane in lanes if lane.is_ready]
-        rest = sorted((lane for lane in lanes if not lane.is_ready), key=lambda lane: lane.is_limited)
-        pieces = (list(some) for part in (ready, rest) for _, some in groupby(part, key=lambda lane: lane.is_limited))
+        rest = sorted((lane for lane in lanes if not lane.is_ready), key=_sort)
+        pieces = (list(some) for part in (ready, rest) for _, some in groupby(part, key=_sort))
         return [self._batch(piece, limit) for piece in pieces]
 
     def _batch(self, lanes: Sequence[Lane], limit: int) -> Batch:
@@ -162,6 +172,10 @@ class Lanes:
     def look_is_due_in_s(self, now: float) -> float:
         """Seconds until the next look from the beginning may be made; 0: now."""
         return max(0.0, self._look_again_at - now)
+
+    def look_now(self) -> None:
+        """What a look finds besides rows has changed."""
+        self._look_again_at = 0.0
 
     def begin(self) -> None:
         """A claim or a look begins: it will see all that was told of before."""
@@ -195,7 +209,7 @@ class Lanes:
             lane = self._lanes.setdefault(key, Lane(*key, mark))
             if each.is_ready:
                 lane.mark = mark
-            lane.is_ready, lane.is_limited, lane.head = each.is_ready, each.is_limited, mark
+            lane.is_ready, lane.is_limited, lane.version, lane.head = each.is_ready, each.is_limited, each.version, mark
             lane.level = (each.rank >> 1) - (0 if self._ageing_s is None else int(max(0.0, each.waited_s) / self._ageing_s))
             if each.is_ready:
                 any_ready = True
@@ -205,6 +219,7 @@ class Lanes:
         self._shares.ready(weights)
         self._in_order = sorted(self._lanes.values(), key=self._place)
         self.any_limited = any(lane.is_limited for lane in self._in_order)
+        self._any_versions = any(lane.version is not None for lane in self._in_order)
         return any_ready
 
     def have_more(self, batch: Batch, runs: Sequence[Taken], limit: int) -> bool:
@@ -262,6 +277,10 @@ class Lanes:
         idle = sorted((lane.mark, key) for key, lane in self._lanes.items() if not lane.is_ready)
         for _, key in idle[: max(0, len(self._lanes) - LANES_A_CLAIM)]:
             del self._lanes[key]
+
+
+def _sort(lane: Lane) -> tuple[bool, str]:
+    return lane.is_limited, lane.version or ""
 
 
 def _again_at(takes_s: float, now: float) -> float:

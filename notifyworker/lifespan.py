@@ -103,6 +103,7 @@ class Worker:
         batch_wait_s: float | None = None,
         executor: Executor | None = None,
         memory_limit_bytes: int | None = None,
+        version: str | None = None,
     ) -> Callable[[AnyHandler], AnyHandler]:
         """
         Register a function, async or plain, as the handler of a kind.
@@ -111,6 +112,9 @@ class Worker:
         pydantic model, dataclass, TypedDict or dict. A plain one is executed in a thread, or with `executor="process"` in
         a process of its own, which is killed when it takes longer than `timeout`, or more memory than
         `memory_limit_bytes`. Raises HandlerError.
+
+        A kind may have several handlers that differ in `version`: which one is executed for real is a row in the database
+        (docs/shadow.md), and a worker that lacks it leaves the kind's runs alone.
 
         With `batch_size` it takes `(runs, payloads)`, lists of up to so many runs, or of those that came within
         `batch_wait_s` (0.05) seconds of the first. It returns None, or what each run returned as a mapping from the runs; an
@@ -127,6 +131,7 @@ class Worker:
                 batch_wait_s=batch_wait_s,
                 executor=executor,
                 memory_limit_bytes=memory_limit_bytes,
+                version=version,
             )
             return function
 

@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from notifyworker import bulk, history, inserting
+from notifyworker.acting import effect
 from notifyworker.bulk import Tally, Verb
 from notifyworker.connected import Connected
 from notifyworker.database import Queryable
@@ -13,9 +14,15 @@ from notifyworker.inserting import Enqueued
 from notifyworker.trace import sending
 
 
+def _pretend_many(made_up: UUID, kind: str, payloads: Any, **_columns: Any) -> list[UUID]:
+    """An id for each payload; those that come one after the other, asynchronously, are not read."""
+    return [uuid5(made_up, f"{kind} {place}") for place, _ in enumerate(payloads)] if isinstance(payloads, Iterable) else []
+
+
 class Many(Connected):
     """The part of Client that deals with many runs, and with settled ones."""
 
+    @effect("enqueue_many", _pretend_many)
     async def enqueue_many(
         self,
         kind: str,
@@ -47,6 +54,7 @@ class Many(Connected):
             sent.as_batch(len(ids))
         return ids
 
+    @effect("enqueue_rows", lambda *_a, **_k: Enqueued())
     async def enqueue_rows(
         self,
         rows: Iterable[Any] | AsyncIterable[Any],
@@ -71,6 +79,7 @@ class Many(Connected):
             await inserting.pour(self._store, one, inserting.checked(rows, inserting.run_of), in_batches=in_batches, took=took)
         return so_far
 
+    @effect("cancel_many", lambda *_a, **_k: Tally())
     async def cancel_many(
         self,
         *,
@@ -87,6 +96,7 @@ class Many(Connected):
         """
         return await self._steer("cancel", which, everything=everything, dry_run=dry_run, told=told)
 
+    @effect("retry_many", lambda *_a, **_k: Tally())
     async def retry_many(
         self,
         *,
@@ -120,6 +130,7 @@ class Many(Connected):
         rows = await bulk.failed_groups(self._store, await self._connected(), history.history_filter(**which), newest=newest)
         return [dict(row) for row in rows]
 
+    @effect("replay", lambda made_up, *_a, **_k: made_up)
     async def replay(self, run_id: UUID | str, payload: Any = None) -> UUID:
         """
         Insert a settled run once more, as a run of its own, whose `replay_of` names it; with another payload if one is given.
@@ -131,6 +142,7 @@ class Many(Connected):
             another = None if payload is None else new_payload(payload)
             return await self._store.run_replay(await self._connected(), wanted, another)
 
+    @effect("set_retention", lambda *_a, **_k: None)
     async def set_retention(self, days: int | None, *, kind: str | None = None, project_id: str | None = None) -> None:
         """Keep settled runs of a kind, a project or a kind of a project for so many days; None: as long as all others."""
         await history.retention_set(self._store, await self._connected(), days, kind, project_id)

@@ -44,6 +44,10 @@ class ThreadDesk:
         """Refuse: a plain handler can't wait for it."""
         refuse_step(run)
 
+    def live_step(self, run: Run, name: str) -> Awaitable[Any]:  # noqa: ARG002 - whichever
+        """Refuse, as `step`."""
+        refuse_step(run)
+
     def start_children(self, run: Run, starts: Sequence[Start], last: Start | None) -> Any:
         """Note what is to be started; return the ids. Raises LeaseLost."""
 

@@ -20,6 +20,7 @@ from notifyworker.history import Sweeper
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import is_set_within
 from notifyworker.run_log_store import RunLogStore
+from notifyworker.shadow_store import ShadowStore
 from notifyworker.step_store import StepStore
 from notifyworker.store import Store
 
@@ -35,6 +36,7 @@ class Reaper:
     def __init__(self, store: Store, link: Link, lease_owner: str, metrics: Metrics, *, interval_s: float) -> None:
         self._store = store
         self._steps = StepStore(store)
+        self._pairs = ShadowStore(store)
         self._logs = RunLogStore(store)
         self._children = ChildrenStore(store)
         self._checks = Checks(store)
@@ -225,6 +227,11 @@ class Reaper:
 
     async def _forget_belongings(self) -> None:
         """Delete steps and logs of runs that are kept no longer."""
-        for forget in (self._steps.steps_forget, self._logs.run_logs_forget, self._children.children_forget):
+        for forget in (
+            self._steps.steps_forget,
+            self._logs.run_logs_forget,
+            self._children.children_forget,
+            self._pairs.pairs_forget,
+        ):
             while await forget(self._link, limit=_BATCH) == _BATCH:
                 continue

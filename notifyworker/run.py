@@ -14,11 +14,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from uuid import UUID
 
 from notifyworker import payload as payloads
-from notifyworker.errors import StepError
+from notifyworker.effects import Effects, Redact
+from notifyworker.errors import EventTimeout, StepError
 from notifyworker.family import ChildOutcome, OnFailure, Start, Starting
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ class Desk(Protocol):
     def step(self, run: "Run", name: str, call: Callable[..., Any], *, in_transaction: bool) -> Awaitable[Any]:
         """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
 
+    def live_step(self, run: "Run", name: str) -> "Awaitable[LiveStep | None]":
+        """What the live run that this one is a copy of has recorded of its step of this name; None: nothing."""
+
     def start_children(
         self, run: "Run", starts: "Sequence[Start]", last: "Start | None"
     ) -> "Awaitable[tuple[list[UUID], UUID | None]] | tuple[list[UUID], UUID | None]":
@@ -115,6 +119,13 @@ class Desk(Protocol):
 
     def logger(self, run: "Run") -> Any:
         """Return a structlog logger bound to the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStep:
+    """What a step of a live run has returned."""
+
+    value: Any
 
 
 class Done:
@@ -138,23 +149,26 @@ class Run(Starting):
         "_effects",
         "_ended",
         "_headers",
+        "_is_shadow",
         "_log",
         "_payload",
         "_shadow_children",
         "attempt",
         "cancelled",
+        "copy_of",
         "due_at_s",
         "expired",
         "is_limited",
-        "is_shadow",
         "kind",
         "lease_token",
         "max_attempts",
         "priority",
         "project_id",
+        "records",
         "result",
         "run_id",
         "timeout_s",
+        "version",
         "waited_s",
     )
 
@@ -187,11 +201,15 @@ class Run(Starting):
         self._headers = headers
         self.attempt = attempt
         self.max_attempts = max_attempts
-        self.is_shadow = is_shadow
+        self._is_shadow = is_shadow
         self.timeout_s = timeout_s
         self.expired = expired
         #: Whether it holds places of limits or a concurrency key.
         self.is_limited = False
+        #: The version of its handler that executes it; None: the one without a name.
+        self.version: str | None = None
+        #: The live run of which this one is a copy, to compare them.
+        self.copy_of: UUID | None = None
         self.waited_s = waited_s
         #: True once the run was cancelled, timed out or lost: a handler in a thread looks at it now and then.
         self.cancelled = False
@@ -199,7 +217,9 @@ class Run(Starting):
         #: What it is completed with in `transaction()`, whose end comes before the handler returns anything.
         self.result: Any = None
         self._desk = desk
-        self._effects: list[dict[str, Any]] | None = None
+        #: Whether this live run keeps what its effects are called with: a rule asks for it, to compare with.
+        self.records = False
+        self._effects: Effects | None = None
         self._shadow_children: dict[UUID, ChildOutcome] | None = None
         self._log: Any = None
 
@@ -208,10 +228,15 @@ class Run(Starting):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For a process of its own, where another desk is set."""
-        return Run, (
-            self.run_id, self.lease_token, self.kind, self.project_id, self.priority, self.due_at_s, self._payload, self._headers,
+        return _again, (
+            self.version, self.records, self.run_id, self.lease_token, self.kind, self.project_id, self.priority, self.due_at_s, self._payload, self._headers,
             self.attempt, self.max_attempts, self.is_shadow, self.timeout_s, self.expired, self.waited_s,
         )  # fmt: skip
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether it is executed without effects. No handler can change it."""
+        return self._is_shadow
 
     @property
     def payload(self) -> Any:
@@ -260,6 +285,7 @@ class Run(Starting):
         call: Callable[..., Any],
         *args: Any,
         shadow_result: Any = None,
+        redact: Redact = (),
         **kwargs: Any,
     ) -> Any:
         """
@@ -267,11 +293,15 @@ class Run(Starting):
 
         In a shadow run nothing is called: name and arguments are recorded in the run's `effects`, and
         `shadow_result` is returned. To be awaited itself, but in a plain handler, where it returns what the call does.
+        Where a rule mirrors live runs they are recorded there as well (docs/shadow.md). Of what `redact` names, parameters
+        of the call, only `***` is recorded; or it is a function of the same arguments that returns what is recorded.
         """
         if not is_plain():
-            return self._awaited_effect(name, call, args, kwargs, shadow_result)
+            return self._awaited_effect(name, call, args, kwargs, shadow_result, redact)
+        if self.is_shadow or self.records:
+            self.note_effect(name, args, kwargs, call=call, redact=redact)
         if self.is_shadow:
-            return self._recorded(name, args, kwargs, shadow_result)
+            return shadow_result
         outcome = call(*args, **kwargs)
         if isinstance(outcome, Coroutine):
             outcome.close()
@@ -279,19 +309,35 @@ class Run(Starting):
             raise TypeError(message)
         return outcome
 
-    async def _awaited_effect(
-        self, name: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any
+    async def _awaited_effect(  # noqa: PLR0917 - those of effect
+        self,
+        name: str,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        shadow_result: Any,
+        redact: Redact,
     ) -> Any:
+        if self.is_shadow or self.records:
+            self.note_effect(name, args, kwargs, call=call, redact=redact)
         if self.is_shadow:
-            return self._recorded(name, args, kwargs, shadow_result)
+            return shadow_result
         outcome = call(*args, **kwargs)
         return await outcome if isinstance(outcome, Awaitable) else outcome
 
-    def _recorded(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any) -> Any:
+    def note_effect(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        *,
+        call: Callable[..., Any] | None = None,
+        redact: Redact = (),
+    ) -> None:
+        """Record an effect, of a shadow run or of a live one that is compared; for what makes effects in a handler's name."""
         if self._effects is None:
-            self._effects = []
-        self._effects.append({"name": name, "args": list(args), "kwargs": kwargs})
-        return shadow_result
+            self._effects = Effects()
+        self._effects.add(name, args, kwargs, call, redact)
 
     def transaction(self, connection: "Connection | None" = None) -> "AbstractAsyncContextManager[Connection]":
         """
@@ -309,10 +355,19 @@ class Run(Starting):
         return self.desk.transaction(self, connection)
 
     def record(self, effects: list[dict[str, Any]]) -> None:
-        """Take over the effects that a shadow run has recorded in another process."""
-        self._effects = effects
+        """Take over the effects that were recorded in another process."""
+        self._effects = Effects(effects)
 
-    def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        in_shadow: Literal["skip", "call"] = "skip",
+        shadow_result: Any = None,
+        **kwargs: Any,
+    ) -> Awaitable[Any]:
         """
         Do something that is not done again when the run is retried or taken over.
 
@@ -324,8 +379,24 @@ class Run(Starting):
         A worker that dies between the end of the call and the record leaves it to be executed again: give a system that it
         calls a key, such as the run's id and the step's name. Raises StepError, LeaseLost, and Fail (E-RUN-005) if the
         result can't be stored.
+
+        In a shadow run it is not called, since it may have effects: a copy of a live run gets what that run's step of the
+        same name has returned, and where there is none, it is recorded as an effect and `shadow_result` returned. With
+        `in_shadow="call"` it is called all the same: for what only reads or computes.
         """
-        return self.desk.step(self, name, partial(function, *args, **kwargs), in_transaction=False)
+        call = partial(function, *args, **kwargs)
+        if self.is_shadow and in_shadow == "skip" and not is_plain():
+            return self._skipped_step(name, function, args, kwargs, shadow_result)
+        return self.desk.step(self, name, call, in_transaction=False)
+
+    async def _skipped_step(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any
+    ) -> Any:
+        found = await self.desk.live_step(self, name)
+        if found is None:
+            self.note_effect(name, args, kwargs, call=function)
+            return shadow_result
+        return found.value
 
     def step_transaction(
         self, name: str, function: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any
@@ -348,8 +419,30 @@ class Run(Starting):
 
     @property
     def recorded_effects(self) -> str | None:
-        """What a shadow run would have done, as JSON; None for a live run."""
-        return payloads.encode_leniently(self._effects or []) if self.is_shadow else None
+        """What a shadow run would have done, or a live one that is compared has done, as JSON; None for any other."""
+        if not self.is_shadow and not self.records:
+            return None
+        return "[]" if self._effects is None else self._effects.as_json()
+
+    def _recorded(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], shadow_result: Any) -> Any:
+        self.note_effect(name, args, kwargs)
+        return shadow_result
+
+    def _noted_live(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.records:
+            self.note_effect(name, args, kwargs)
+
+    def _event_of_live(self, name: str, key: str | None) -> Awaitable[Any] | None:
+        if self.copy_of is None:
+            return None
+
+        async def told() -> Any:
+            found = await self.desk.live_step(self, f"event:{name}" if key is None else f"event:{name}:{key}")
+            if found is None:
+                raise EventTimeout(name, key)
+            return found.value
+
+        return told()
 
     def _desk_of(self) -> Desk:
         return self.desk
@@ -370,6 +463,12 @@ class Run(Starting):
             message = f"{self!r} is not executed by a worker"
             raise RuntimeError(message)
         return self._desk
+
+
+def _again(version: str | None, records: bool, *columns: Any) -> Run:  # noqa: FBT001 - as they were pickled
+    run = Run(*columns)
+    run.version, run.records = version, records
+    return run
 
 
 def is_plain() -> bool:

@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     priority_ageing_s: _Seconds | None = None
     processes: int | None = Field(None, ge=1, le=10_000)
     shadow: Literal["honour", "enforce"] = "honour"
+    shadow_share: float = Field(0.1, ge=0, le=1, allow_inf_nan=False)
 
     listen: bool = True
     poll_interval_s: _Seconds = 5.0

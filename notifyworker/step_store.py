@@ -50,6 +50,10 @@ class StepStore:
         """Return the row of one result; none if the run is no longer this worker's."""
         return await on.fetch(self._sql("step_result"), run.run_id, run.lease_token, lease_owner, position)
 
+    async def step_live(self, on: Queryable, run_id: UUID, name: str) -> list[Row]:
+        """Return the row of what a live run's step of this name has returned; none if it has none."""
+        return await on.fetch(self._sql("step_live"), run_id, name)
+
     async def step_recorded(self, on: Queryable, step: NewStep) -> bool:
         """Whether this step was recorded under exactly this lease."""
         rows = await on.fetch(self._sql("step_recorded"), step.run_id, step.lease_token, step.position)

@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 
+from notifyworker import sealed
 from notifyworker.database import IN_TRANSACTION, Connection, DatabaseError, Link, brief, is_refusal
 from notifyworker.errors import LeaseLost
 from notifyworker.execute import Attempt
@@ -56,10 +57,13 @@ class StepTransactions:
 
         In a shadow run all is rolled back, and the record is left to the caller. Raises LeaseLost: nothing was written.
         """
-        async with self._transactions.connection() as connection:
+        is_shadow = attempt.run.is_shadow
+        async with self._transactions.connection() as connection, sealed.session(connection, is_shadow=is_shadow):
             transaction = connection.transaction(isolation="read_committed")
             await transaction.start()
             try:
+                if is_shadow:
+                    await sealed.seal(connection, self._store.schema)
                 step = ended(await work(connection))
                 _check_open(connection, step)
             except BaseException as error:
@@ -67,7 +71,7 @@ class StepTransactions:
                 if isinstance(error, asyncpg.ReadOnlySQLTransactionError):  # to a server that was made a standby
                     cut(connection)
                 raise
-            if attempt.run.is_shadow:
+            if is_shadow:
                 await roll_back(connection, transaction)
             else:
                 await self._transactions.unhurried(self._commit(connection, transaction, attempt, step))

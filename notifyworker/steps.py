@@ -22,6 +22,7 @@ from notifyworker.journal import Journal, Recorded, inside
 from notifyworker.mask import masked
 from notifyworker.observe import log
 from notifyworker.pause import Backoff
+from notifyworker.run import LiveStep
 from notifyworker.settings import CANCEL_S
 from notifyworker.step_store import NewStep, StepStore
 from notifyworker.step_transaction import StepTransactions
@@ -99,6 +100,13 @@ class Steps:
         if recorded is None:
             return position, False, None
         return position, True, recorded.result if recorded.is_here else await self._result(attempt, position)
+
+    async def of_live(self, attempt: Attempt, name: str) -> LiveStep | None:
+        """What the live run that this one is a copy of has recorded of its step of this name; None: nothing."""
+        if (live := attempt.run.copy_of) is None:
+            return None
+        rows = await asked(lambda: self._steps.step_live(self._link, live, name))
+        return LiveStep(None if rows[0]["result"] is None else payloads.decode(rows[0]["result"])) if rows else None
 
     def _journal(self, attempt: Attempt) -> Journal:
         if attempt.why == "lost":

@@ -6,7 +6,7 @@ anything.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -28,16 +28,35 @@ QUEUE_LIMIT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a worker claims: kinds with their max_attempts and timeouts in seconds, of these projects (None: all)."""
+    """
+    What a worker claims: kinds with their max_attempts and timeouts in seconds, of these projects (None: all).
+
+    `versions` has the kinds of which it has named versions, and both of each.
+    """
 
     max_attempts: dict[str, int]
     timeouts_s: dict[str, float | None]
     project_ids: list[str] | None
+    versions: dict[str, dict[str | None, tuple[int, float | None]]] = field(default_factory=dict)
 
     @property
     def kinds(self) -> list[str]:
         """The kinds that have a handler."""
         return list(self.max_attempts)
+
+    def has(self, kind: str, version: str | None) -> bool:
+        """Whether it can execute this version of a kind."""
+        return version in self.versions[kind] if kind in self.versions else version is None
+
+    def of(self, version: str | None) -> tuple[list[int], list[float | None]]:
+        """max_attempts and timeouts of the kinds in their order, each of this version where it has it."""
+        if not self.versions:
+            return list(self.max_attempts.values()), list(self.timeouts_s.values())
+        both = [
+            self.versions.get(kind, {}).get(version, (attempts, self.timeouts_s[kind]))
+            for kind, attempts in self.max_attempts.items()
+        ]
+        return [attempts for attempts, _ in both], [timeout_s for _, timeout_s in both]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +189,12 @@ class Store:
     ) -> list[Run]:
         """Pending -> running, for up to `limit` runs of lanes of one sort, each with a fresh lease; in no order."""
         lanes = batch.lanes
+        attempts, timeouts_s = served.of(batch.version)
         rows = await on.fetch(
             self._sql["claim_limited" if batch.is_limited else "claim"],
             [lane.kind for lane in lanes], [lane.project_id for lane in lanes], [lane.rank for lane in lanes],
-            [lane.read_from(slack) for lane in lanes], served.kinds, list(served.max_attempts.values()),
-            [served.timeouts_s[kind] for kind in served.max_attempts], limit, lease_owner, lease_s, enforce_shadow,
-            batch.most,
+            [lane.read_from(slack) for lane in lanes], served.kinds, attempts, timeouts_s, limit, lease_owner, lease_s,
+            enforce_shadow, batch.most, batch.version,
         )  # fmt: skip
         made = partial(Run, desk=desk)
         return [made(*row) for row in rows]

@@ -16,6 +16,7 @@ from uuid import UUID
 import asyncpg
 from asyncpg.transaction import Transaction
 
+from notifyworker import sealed
 from notifyworker.database import IN_TRANSACTION, Connection, DatabaseError, Link, brief, connect_plainly, is_refusal
 from notifyworker.errors import Cancel, Code, Fail, LeaseLost, Snooze
 from notifyworker.execute import Attempt, completed, outcome_of_error
@@ -93,7 +94,8 @@ class Transactions:
         if (step := inside.get(None)) is not None:
             message = f"transaction() is opened inside of step {step!r}, which it would leave without a record"
             raise RuntimeError(message)
-        async with self.connection(given) as connection:
+        is_shadow = attempt.run.is_shadow
+        async with self.connection(given) as connection, sealed.session(connection, is_shadow=is_shadow):
             if connection.is_in_transaction():
                 message = "a transaction is open on this connection already: transaction() begins and ends its own"
                 raise RuntimeError(message)
@@ -102,6 +104,8 @@ class Transactions:
             wish: Cancel | Fail | Snooze | None = None
             attempt.is_in_transaction = True
             try:
+                if is_shadow:
+                    await sealed.seal(connection, self._store.schema)
                 yield connection
             except (Cancel, Fail, Snooze) as error:
                 wish = error

@@ -45,6 +45,8 @@ class Listener:
         self.on_late: Callable[[datetime], None] = lambda _moment: None
         #: Called when wake-ups came faster than this many a second.
         self.on_burst: Callable[[], None] = lambda: None
+        #: Called when it begins to listen: what was told before was heard by nobody.
+        self.on_connected: Callable[[], None] = lambda: None
         #: Called with each ping's fill of the notification queue, from 0 to 1.
         self.on_queue_usage: Callable[[float], None] = lambda _usage: None
         self.burst_per_s = float("inf")
@@ -89,6 +91,7 @@ class Listener:
         self._metrics.listening.set(1)
         self._metrics.wakes.labels("connected").inc()
         self.on_late(EPOCH)  # how far back the notifications of meanwhile would have told to look, nobody knows
+        self.on_connected()
         self._wake.set()
         while not await is_set_within(ended, PING_S):
             listening = "SELECT pg_notification_queue_usage() FROM pg_listening_channels() AS c WHERE c = $1"

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -29,29 +29,32 @@ from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
 from notifyworker.events import EventWaits
 from notifyworker.execute import Attempt, error_entry, execute, released
 from notifyworker.family import ChildOutcome, OnFailure, Start
-from notifyworker.handlers import Handler
+from notifyworker.handlers import Roster
 from notifyworker.hearing import POOLER, inserts_wake
 from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
+from notifyworker.mirrors import Mirrors
 from notifyworker.observe import Metrics, is_debug, log, outline
 from notifyworker.places import LingeringPlaces
 from notifyworker.processes import Processes, processors
 from notifyworker.progress import Progress
 from notifyworker.reap import Reaper
-from notifyworker.run import Outcome, Run, State
+from notifyworker.run import LiveStep, Outcome, Run, State
 from notifyworker.run_log import RunLogs, secrets_of
 from notifyworker.run_log_store import RunLogStore
 from notifyworker.schedule import Scheduler
 from notifyworker.settings import CANCEL_S, CONNECT_S, FLEET_SETTINGS, Settings
 from notifyworker.settle import Settler
+from notifyworker.shadow_store import ShadowStore
 from notifyworker.slots import Slots
 from notifyworker.steps import Steps
-from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Served, Store
+from notifyworker.store import QUEUE_LIMIT, NewPause, Row, Store
 from notifyworker.trace import processing, tracer
 from notifyworker.transaction import Transactions
 from notifyworker.turns import Turns
 from notifyworker.vacuum import LONGEST_VACUUM_S, Vacuum
+from notifyworker.versions import adopt_versions, names_of, served_by
 from notifyworker.wake import Listener
 
 _FLUSH_S = 5.0
@@ -62,7 +65,7 @@ _VERSION = version("notifyworker")  # of the code that runs, whatever is install
 class Conductor:
     """One start of one worker."""
 
-    def __init__(self, settings: Settings, handlers: Mapping[str, Handler], *, standalone: bool) -> None:
+    def __init__(self, settings: Settings, handlers: Roster, *, standalone: bool) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.store = Store(settings.schema_name)
@@ -94,20 +97,22 @@ class Conductor:
             "claim": link("claim"),
             "settle": link("settle", synchronous_commit=settings.synchronous_commit),
             "side": link("side"),
+            "shadow": link("shadow"),  # opened where a kind has versions
             "vacuum": link("vacuum", direct, statement_timeout=f"{LONGEST_VACUUM_S}s"),
         }
         self._side_link = self._links["side"]
-        served = Served(
-            max_attempts={kind: handler.retry.max_attempts for kind, handler in self._handlers.items()},
-            timeouts_s={kind: handler.timeout_s for kind, handler in self._handlers.items()},
-            project_ids=settings.project_ids,
-        )
+        served = served_by(self._handlers, settings.project_ids)
         wake = asyncio.Event()
         self.turns = Turns(wake.set, self._hand_on)
         self.claims = Claims(
             settings, self.store, (self._links["claim"], self._side_link), served, self.lease_owner,
             wake=wake, metrics=self.metrics, desk=self, free=self._free, on_claimed=self._claimed,
             on_answer=self.turns.claimed, leases=self._leases, on_orphan=self._orphan,
+        )  # fmt: skip
+        self.mirrors = Mirrors(
+            settings, ShadowStore(self.store), self._links["shadow"] if self._handlers.versions else self._side_link, served,
+            self.lease_owner, desk=self, free=self._free, is_busy=lambda: self.claims.more, on_claimed=self._claimed,
+            alone=lambda: self.claims.alone, in_doubt=self.claims.in_doubt,
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, settings.replaced_slots, self._execute, worker=self.lease_owner,
@@ -172,13 +177,14 @@ class Conductor:
             self.store,
             self._side_link,
             self.metrics,
-            kinds=self._handlers,
+            kinds=self._handlers.kinds,
             looks=lambda: self.reaper.is_leading or self.reaper.stands_in,
         )
         self.listener.why_deaf = None if settings.listen else "listen is off"
         self.listener.on_message = self._heard
         self.listener.on_late = self.leader.on_late = self.claims.lower
         self.listener.on_ready = self.turns.heard
+        self.listener.on_connected = self._listening
         self.listener.on_burst = self.leader.burst
         self.listener.burst_per_s = settings.wake_coalesce_per_s
         self.listener.on_queue_usage = self.leader.on_queue_usage = self._queue_seen
@@ -193,12 +199,13 @@ class Conductor:
 
     async def start(self) -> None:
         """Check the database, become present, and begin to claim. Raises StartError, SettingsError."""
-        self._processes.check(list(self._handlers.values()))
+        self._processes.check(list(self._handlers))
         connection = await open_or_explain(self.dsn, self.store.schema, "start")
         try:
             async with asyncio.timeout(CONNECT_S):
                 await check(connection, self.store.schema, self.dsn)
                 await self._adopt_fleet_settings(connection)
+                await adopt_versions(self.store, connection, self._handlers)
                 self._inserts_wake = await inserts_wake(connection, self.store.schema)
         except DatabaseError as error:
             raise explain(error, self.dsn) from None
@@ -219,7 +226,7 @@ class Conductor:
         for name, loop in (
             *([("listener", self.listener.run())] if self.settings.listen else []), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
-            ("run logs", self.logs.run()), ("depth", self.depth.run()),
+            ("run logs", self.logs.run()), ("mirrors", self.mirrors.run()), ("depth", self.depth.run()),
             ("places", self.places.run()), ("cancels", self.cancels.run()), ("progress", self.progress.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip
@@ -227,7 +234,7 @@ class Conductor:
             task.add_done_callback(self._loop_ended)
             self._tasks.append(task)
         log.info(
-            "worker_started", lease_owner=self.lease_owner, kinds=list(self._handlers), concurrency=self.settings.concurrency
+            "worker_started", lease_owner=self.lease_owner, kinds=self._handlers.kinds, concurrency=self.settings.concurrency
         )
 
     async def _adopt_fleet_settings(self, connection: Connection) -> None:
@@ -247,6 +254,7 @@ class Conductor:
         """Take no new run from now on."""
         self._stopping = True
         self.claims.stop()
+        self.mirrors.stop()
         self.batches.hurry()
         for run in self.slots.take_waiting():
             self._give_back(run)
@@ -320,7 +328,7 @@ class Conductor:
     def _free(self) -> int:
         """Runs to claim for. Outcomes on their way count beyond one full set, so that they can't pile up."""
         unwritten = max(0, self.settler.backlog - self.settings.concurrency)
-        return self.settings.concurrency + self.settings.prefetch - self.slots.used - unwritten
+        return self.settings.concurrency + self.settings.prefetch - self.slots.used - unwritten - self.mirrors.reserved
 
     def _claimed(self, runs: list[Run], sent_at: float) -> None:
         self.keeper.take(runs, sent_at)
@@ -330,13 +338,16 @@ class Conductor:
             return
         for kind, count in Counter(run.kind for run in runs).items():
             self.metrics.claimed.labels(kind).inc(count)
+        if self.mirrors.any_rules:
+            self.mirrors.mark(runs)
         observe = self.metrics.pickup.observe
         for run in runs:
             observe(run.kind, max(0.0, run.waited_s))
-        self.slots.put([Attempt(run, self._handlers[run.kind]) for run in runs])
+        self.slots.put([Attempt(run, self._handlers[run.kind, run.version]) for run in runs])
 
     def _give_back(self, run: Run) -> None:
         """A run that was claimed and not begun."""
+        self._copy_is_over(run)
         self.keeper.handler_ended(run.run_id, run.lease_token)
         self.places.handler_ended(run, is_held=True)
         self.settler.put(released(run, self.lease_owner))
@@ -375,13 +386,19 @@ class Conductor:
 
     def _over(self, attempt: Attempt) -> None:
         run = attempt.run
+        self._copy_is_over(run)
         self.progress.forget(run)
         self.keeper.handler_ended(run.run_id, run.lease_token)
         self.places.handler_ended(run, is_held=self.keeper.holds(run.run_id, run.lease_token))
 
+    def _copy_is_over(self, run: Run) -> None:
+        if run.copy_of is not None:
+            self.mirrors.over(run)
+
     def _slot_is_free(self) -> None:
         if self.claims.more:
             self.claims.wake.set()
+        self.mirrors.slot_is_free()
 
     # Settling.
 
@@ -403,6 +420,7 @@ class Conductor:
             self.keeper.drop(outcome.run_id, outcome.lease_token)
             self.places.settled(outcome.run_id, outcome.lease_token)
         self.logs.forget(outcomes)
+        self.mirrors.settled(outcomes)
         for (kind, to), count in Counter((outcome.kind, outcome.to) for outcome in outcomes).items():
             self.metrics.finished.labels(kind, str(to)).inc(count)
         if is_debug():
@@ -435,6 +453,7 @@ class Conductor:
                 self._give_back(run)
             else:
                 self.keeper.drop(run.run_id, run.lease_token)
+                self._copy_is_over(run)
                 self.places.handler_ended(run, is_held=False)
             self._slot_is_free()
         for run_id, token in lost.items():
@@ -452,10 +471,20 @@ class Conductor:
         self.metrics.lost.inc()
         log.warning("lease_lost", run_id=str(run.run_id), kind=run.kind, why=why, lease_token=run.lease_token)
 
+    def _listening(self) -> None:
+        self.claims.look_now()
+        self.mirrors.changed()
+
     def _heard(self, message: str) -> None:
         what, _, argument = message.partition(":")
         if what == "schedules":
             self.scheduler.changed()
+            return
+        if what == "versions":
+            self.claims.look_now()
+            return
+        if what == "mirrors":
+            self.mirrors.changed()
             return
         if what == "cancel":
             self.cancels.heard(argument)
@@ -482,6 +511,10 @@ class Conductor:
     async def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Any:
         """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
         return await self.steps.execute(self._attempt_of(run, "step"), name, call, in_transaction=in_transaction)
+
+    async def live_step(self, run: Run, name: str) -> LiveStep | None:
+        """What the live run that this one is a copy of has recorded of a step."""
+        return await self.steps.of_live(self._attempt_of(run, "step"), name)
 
     async def _settle_with_children(self, attempt: Attempt, outcome: Outcome) -> Outcome | None:
         return await self.children.settle(attempt, outcome)
@@ -573,9 +606,9 @@ class Conductor:
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone
         s = self.settings
         return (
-            self.lease_owner, socket.gethostname(), os.getpid(), _VERSION, list(self._handlers), s.project_ids,
+            self.lease_owner, socket.gethostname(), os.getpid(), _VERSION, self._handlers.kinds, s.project_ids,
             s.concurrency, self.slots.running, "draining" if self._stopping or self.claims.is_held else "running", s.shadow, has_presence,
-            s.presumed_dead_s, s.lease_s, s.heartbeat_interval_s,
+            s.presumed_dead_s, s.lease_s, s.heartbeat_interval_s, names_of(self._handlers),
         )  # fmt: skip
 
     @property

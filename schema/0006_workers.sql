@@ -7,6 +7,7 @@ CREATE TABLE {schema}.workers (
     version              text        NOT NULL,
     kinds                text[]      NOT NULL,
     project_ids          text[],                                 -- null: all
+    versions             text[]      NOT NULL DEFAULT '{}',      -- named versions of its handlers, as kind@version
     concurrency          integer     NOT NULL,
     running              integer     NOT NULL,
     state                text        NOT NULL,

@@ -323,7 +323,8 @@ END $$;
 -- whoever had the lock before has done.
 CREATE FUNCTION {schema}.claim_limited(
     kinds text[], project_ids text[], ranks integer[], marks timestamptz[], served text[], attempts smallint[],
-    timeouts_s float8[], wanted integer, lease_owner text, lease_s float8, is_shadow boolean, mosts bigint[]
+    timeouts_s float8[], wanted integer, lease_owner text, lease_s float8, is_shadow boolean, mosts bigint[],
+    version text DEFAULT NULL
 ) RETURNS TABLE (
     run_id uuid, lease_token bigint, kind text, project_id text, priority smallint, due_at_s float8, payload jsonb,
     headers jsonb, attempt smallint, max_attempts smallint, was_shadow boolean, timeout_s float8, expired boolean,
@@ -356,6 +357,7 @@ BEGIN
          WHERE NOT EXISTS (
             SELECT FROM {schema}.pauses AS p
              WHERE p.kind IN ('', a.kind) AND p.project_id IN ('', a.project_id) AND (p.until IS NULL OR p.until > now()))
+           AND {schema}.live_version(a.kind, a.project_id) IS NOT DISTINCT FROM claim_limited.version
          ORDER BY a.nr
     LOOP
         free := least(claim_limited.wanted, lane.most, ({schema}.room(lane.kind, lane.project_id, locked)).free);

@@ -42,6 +42,10 @@ BEGIN
         RAISE EXCEPTION 'run % is not held under lease_token % any more', complete.run_id, complete.lease_token
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Roll back: another worker executes it, or it was cancelled.';
     END IF;
+    IF EXISTS (SELECT FROM {schema}.mirrors) THEN
+        PERFORM {schema}.mirror(ARRAY[h.run_id], ARRAY[h.kind], ARRAY[h.project_id])
+           FROM {schema}.run_history AS h WHERE h.run_id = complete.run_id AND h.finished_at = now();
+    END IF;
     IF EXISTS (SELECT FROM {schema}.waiters) THEN
         PERFORM {schema}.tell_waiters(ARRAY[complete.run_id]);
     END IF;

@@ -497,7 +497,7 @@ async def test_the_reaper_and_the_fleet(ask: Caller, connection: Any) -> None:
     taken = await store.reap(connection, limit=10, reaper="host:<1>", presumed_dead=[])
     await store.reaper_pass(connection, "host:<1>", taken=len(taken), failed=0, next_in_s=60)
     await store.worker_present(
-        connection, "host:<1>", "host", 1, "0.1", ["k"], None, 10, 0, "running", "honour", False, 10.0, 60.0, 15.0
+        connection, "host:<1>", "host", 1, "0.1", ["k"], None, 10, 0, "running", "honour", False, 10.0, 60.0, 15.0, []
     )
 
     reaper = (await ask.get("/reaper")).json

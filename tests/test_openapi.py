@@ -100,7 +100,7 @@ async def _is_running(connection: Any, run_id: uuid.UUID) -> bool:
 
 
 #: NUL, depth and surrogates in a payload, years beyond 9999, a time that is over, a pause of nothing in particular, a limit of nothing, a
-#: step that is not recorded, and cron that can't be read are refused though JSON schema can't say so.
+#: step that is not recorded, a rule without kind or version, and cron that can't be read are refused though JSON schema can't say so.
 NOT_SAID = {
     name: [checks.positive_data_acceptance]
     for name in (
@@ -111,6 +111,9 @@ NOT_SAID = {
         "put_schedule",
         "set_limit",
         "remove_limit",
+        "set_mirror",
+        "remove_mirror",
+        "shadow_report",
         "retry_run",
         "replay_run",
         "cancel_many",

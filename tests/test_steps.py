@@ -569,7 +569,7 @@ async def test_a_shadow_runs_steps_are_executed_and_stand_for_nothing_in_earnest
         async def charge() -> str:
             return await run.effect("charge", done, "effect", "charged", shadow_result="nothing")
 
-        result = [await run.step("charge", charge), await run.step_transaction("write", write, run.run_id)]
+        result = [await run.step("charge", charge, in_shadow="call"), await run.step_transaction("write", write, run.run_id)]
         if run.is_shadow:
             ready.set()
             await asyncio.Event().wait()

@@ -27,6 +27,17 @@ from notifyworker.cli.pauses import pause, pauses, resume
 from notifyworker.cli.runs import cancel, enqueue, replay, retry, runs_list, show
 from notifyworker.cli.schedules import schedules_delete, schedules_list, schedules_pause, schedules_put, schedules_resume
 from notifyworker.cli.schema import migrate, schema
+from notifyworker.cli.shadow import (
+    shadow_compare,
+    shadow_mirror,
+    shadow_mirrors,
+    shadow_promote,
+    shadow_replay,
+    shadow_report,
+    shadow_reset,
+    shadow_unmirror,
+    shadow_versions,
+)
 from notifyworker.cli.shares import shares_list, shares_set
 from notifyworker.cli.status import status
 from notifyworker.cli.tail import tail
@@ -77,6 +88,10 @@ def make_app() -> App:
     _add(limits, None, list=limits_list, set=limits_set, remove=limits_remove)
     shares = _group("shares", "What part of the slots a project gets.")
     _add(shares, None, list=shares_list, set=shares_set)
+    shadow = _group("shadow", "Copies of live runs by another version, what they show, and which version is live.")
+    _add(shadow, None, mirror=shadow_mirror, mirrors=shadow_mirrors, unmirror=shadow_unmirror, compare=shadow_compare)
+    _add(shadow, None, report=shadow_report, promote=shadow_promote, versions=shadow_versions, replay=shadow_replay)
+    _add(shadow, None, reset=shadow_reset)
     workers = _group("workers", "The fleet, and who of it is to claim nothing more.")
     _add(workers, None, list=workers_list, drain=workers_drain)
     retention = _group("retention", "How long settled runs of kinds and projects are kept.")
@@ -98,6 +113,7 @@ def make_app() -> App:
     steer = Group("To steer", sort_key=4)
     _add(app, steer, pause=pause, resume=resume, pauses=pauses, schedules=schedules, limits=limits, shares=shares)
     _add(app, steer, workers=workers, config=config)
+    _add(app, steer, shadow=shadow)
     house = Group("To keep house", sort_key=5)
     _add(app, house, migrate=migrate, schema=schema, retention=retention, prune=prune, export=export, bench=bench)
     _add(app, house, capacity=capacity, mcp=mcp, completion=completion)

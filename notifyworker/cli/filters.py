@@ -75,7 +75,7 @@ class Wanted(Followed):
 
         now = await db.store.clock(db.connection)
         return dataclasses.replace(
-            self.plain(), since=_moment("since", self.since, now), until=_moment("until", self.until, now), text=self.text
+            self.plain(), since=moment_ago("since", self.since, now), until=moment_ago("until", self.until, now), text=self.text
         )
 
 
@@ -83,7 +83,8 @@ NO_FILTER = Wanted()
 ALL_FOLLOWED = Followed()
 
 
-def _moment(name: str, given: str | None, now: datetime) -> datetime | None:
+def moment_ago(name: str, given: str | None, now: datetime) -> datetime | None:
+    """Return a time, given as such or as a span that lies back. Raises InvalidRun."""
     from notifyworker.given import moment_of
 
     if given is None:

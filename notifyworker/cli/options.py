@@ -99,6 +99,9 @@ class WorkerOptions(DatabaseOptions):
     shadow: Annotated[
         Literal["honour", "enforce"] | None, Parameter(help="Enforce: every run is a shadow run [default: honour].")
     ] = None
+    shadow_share: Annotated[
+        float | None, Parameter(help="Part of the slots for copies of live runs [default: 0.1].", **_LEADING)
+    ] = None
     max_payload_bytes: Annotated[int | None, Parameter(help="Expected limit of payloads [default: 1048576].", **_LEADING)] = None
     max_result_bytes: Annotated[int | None, Parameter(help="Limit of results [default: 1048576].", **_LEADING)] = None
     idempotency_window_s: Annotated[

@@ -107,7 +107,8 @@ _LEASE: Json = {
 
 _WORKER: Json = {
     "lease_owner": _TEXT, "host": _TEXT, "pid": _INTEGER, "version": _TEXT, "kinds": {"type": "array", "items": _TEXT},
-    "project_ids": _or_null({"type": "array", "items": _TEXT}), "concurrency": _INTEGER, "running": _INTEGER, "state": _TEXT,
+    "project_ids": _or_null({"type": "array", "items": _TEXT}), "versions": {"type": "array", "items": _TEXT},
+    "concurrency": _INTEGER, "running": _INTEGER, "state": _TEXT,
     "shadow": _TEXT, "presence": _FLAG, "lease_s": _NUMBER, "heartbeat_interval_s": _NUMBER, "presumed_dead_s": _NUMBER,
     "started_at": _MOMENT, "heartbeat_at": _MOMENT, "is_leader": _or_null(_FLAG), "is_present": _or_null(_FLAG),
     "drain_asked": {**_FLAG, "description": "it was asked to claim nothing more"},
@@ -222,7 +223,36 @@ _RETRY: Json = {"from_step": _or_null(_FROM_STEP), "payload": _NEW_RUN["payload"
 _NEW_SHARE: Json = {"project_id": _NAME, "weight": {"type": "number", "minimum": 0.001, "maximum": 1000}}
 _SHARE: Json = {"project_id": _TEXT, "weight": _NUMBER, "changed_at": _MOMENT, "running": _INTEGER}
 
+_VERSION: Json = {"type": "string", "minLength": 1, "maxLength": 100}
+_NEW_MIRROR: Json = {
+    "kind": _NAME,
+    "version": _VERSION,
+    "percent": _or_null({"type": "number", "exclusiveMinimum": 0, "maximum": 100, "description": "100 by default"}),
+    "project_id": _or_null(_NAME),
+    "until": _or_null(_MOMENT),
+    "per_hour": _or_null({"type": "integer", "minimum": 1, "maximum": 1_000_000}),
+}
+_MIRROR: Json = {
+    "kind": _TEXT, "version": _TEXT, "percent": _NUMBER, "project_id": _or_null(_TEXT), "until": _or_null(_MOMENT),
+    "per_hour": _or_null(_INTEGER), "changed_at": _MOMENT, "in_hour": _INTEGER, "capped": _INTEGER, "waiting": _INTEGER,
+}  # fmt: skip
+_DIFFERING: Json = {
+    "live_run_id": _UUID, "shadow_run_id": _UUID, "project_id": _TEXT, "ways": {"type": "array", "items": _TEXT},
+    "diff": _or_null(_TEXT), "live_state": _TEXT, "shadow_state": _TEXT, "live_s": _or_null(_NUMBER),
+    "shadow_s": _or_null(_NUMBER), "chosen_at": _MOMENT,
+}  # fmt: skip
+_COMPARED: Json = {
+    "kind": _TEXT, "version": _TEXT, "live_version": _or_null(_TEXT),
+    **dict.fromkeys(("compared", "same", "different", "waiting", "executed", "gone", "interrupted", "capped"), _INTEGER),
+    "agreement": _or_null(_NUMBER), "agreement_low": _NUMBER, "agreement_high": _NUMBER,
+    "ways": _object(dict.fromkeys(("outcome", "failure", "result", "effects"), _INTEGER)),
+    "effects_unrecorded": _INTEGER, "live_s": _or_null(_NUMBER), "shadow_s": _or_null(_NUMBER),
+    "times": _or_null(_object({"factor": _NUMBER, "low": _NUMBER, "high": _NUMBER})),
+    "differing": {"type": "array", "items": _object(_DIFFERING)},
+}  # fmt: skip
+
 _SCHEMAS: Json = {
+    "NewMirror": _object(_NEW_MIRROR, optional=frozenset(_NEW_MIRROR) - {"kind", "version"}, closed=True),
     "Retry": _object(_RETRY, optional=frozenset(_RETRY), closed=True),
     "CancelBatch": _object(_CANCEL_BATCH, optional=frozenset(_CANCEL_BATCH), closed=True),
     "RetryBatch": _object(_RETRY_BATCH, optional=frozenset(_RETRY_BATCH), closed=True),
@@ -360,6 +390,27 @@ def _shown(name: str, summary: str, schema: Json, parameters: list[Json] | None 
     return _operation(name, summary, {"200": _answer("as asked", schema)}, parameters=parameters)
 
 
+def _of_shadow() -> Json:
+    which = [_parameter("kind", _NAME), _parameter("version", _VERSION), _parameter("project_id", _NAME)]
+    more = [_parameter("since", _MOMENT), _parameter("first", {"type": "integer", "minimum": 0, "maximum": 1000})]
+    report = _object({"shadow": {"type": "array", "items": _object(_COMPARED)}})
+    return {
+        "/shadow": {"get": _shown("shadow_report", "how far copies agree with their live runs", report, [*which, *more])},
+        "/shadow/mirrors": {
+            "get": _shown("list_mirrors", "what is mirrored", _object({"mirrors": {"type": "array", "items": _object(_MIRROR)}})),
+            "post": _operation(
+                "set_mirror",
+                "mirror live runs to a version, or change the rule",
+                {"201": _answer("set", _object({"set": _FLAG}))},
+                body={"application/json": {"schema": _ref("NewMirror")}},
+            ),
+            "delete": _operation(
+                "remove_mirror", "end a rule", {"200": _answer("done", _object({"removed": _FLAG}))}, parameters=which
+            ),
+        },
+    }
+
+
 def _paths() -> Json:
     status = _object({"status": _TEXT})
     filters = [_parameter("state", _STATE), _parameter("kind", _NAME), _parameter("project_id", _NAME)]
@@ -423,6 +474,7 @@ def _paths() -> Json:
                 parameters=which,
             ),
         },
+        **_of_shadow(),
         "/schedules": {
             "get": _shown(
                 "list_schedules", "runs by the clock", _object({"schedules": {"type": "array", "items": _ref("Schedule")}})

@@ -22,6 +22,7 @@ from notifyworker.http.pauses import Pauses
 from notifyworker.http.pool import Pool
 from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
+from notifyworker.http.shadow import Shadow
 from notifyworker.http.shares import Shares
 from notifyworker.http.workers import Workers
 from notifyworker.relatives import relatives_of
@@ -69,6 +70,7 @@ class Routes:
             *Pauses(self._worker, self._pool).table(),
             *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
+            *Shadow(self._worker, self._pool).table(),
             *Emit(self._worker, self._pool).table(),
             *Shares(self._worker, self._pool).table(),
             *Workers(self._worker, self._pool).table(),

@@ -1,11 +1,12 @@
 -- pending -> running, for up to $7 runs, each with a fresh lease.
 -- An element a lane, in the order in which they are read: $1 kind, $2 project_id, $3 rank (the negative priority), $4 the
 -- mark from which it is read, and $12 how many are taken of it at most. An element a kind: $5 kind, $6 the handler's max_attempts, $7 its timeout in seconds (null:
--- none). $8 limit, $9 lease_owner, $10 lease in seconds, $11 whether every run is made a shadow run
+-- none). $8 limit, $9 lease_owner, $10 lease in seconds, $11 whether every run is made a shadow run, $13 the version that is
+-- claimed for (null: kinds whose live version has no name)
 WITH lane AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::timestamptz[], $12::bigint[])
         AS l (kind, project_id, rank, mark, most)
-     -- As a rule nothing is paused or limited, which is found out once a claim and not once a lane.
+     -- As a rule nothing is paused or limited, and no version has a name, which is found out once a claim and not once a lane.
      WHERE ((SELECT NOT EXISTS (SELECT FROM {schema}.pauses)) OR NOT EXISTS (
          SELECT FROM {schema}.pauses AS p
           WHERE p.kind IN ('', l.kind) AND p.project_id IN ('', l.project_id) AND (p.until IS NULL OR p.until > now())))
@@ -14,6 +15,9 @@ WITH lane AS (
        AND l.rank & 1 = 0 AND ((SELECT NOT EXISTS (SELECT FROM {schema}.limits)) OR NOT EXISTS (
          SELECT FROM {schema}.limits AS m
           WHERE m.per <> 'key' AND m.kind IN ('', l.kind) AND m.project_id IN ('', l.project_id)))
+       -- What this worker took for the live version may have been switched since its last look.
+       AND (($13::text IS NULL AND (SELECT NOT EXISTS (SELECT FROM {schema}.versions)))
+            OR {schema}.live_version(l.kind, l.project_id) IS NOT DISTINCT FROM $13::text)
 ), picked AS MATERIALIZED (
     -- Lanes are read one after the other, and the outer LIMIT stops the reading: no row is locked that is not taken.
     SELECT ready.place

@@ -27,6 +27,7 @@ SELECT l.kind, l.project_id, l.rank, least(l.run_at, now()) AS mark, l.run_at <=
               AND {rank} = l.rank AND r.run_at > now()
             ORDER BY r.kind, r.project_id, {rank}, r.run_at LIMIT 1) END - now()) AS due_in_s,
        date_part('epoch', now() - l.run_at) AS waited_s, coalesce(s.weight, 1) AS weight,
+       CASE WHEN (SELECT EXISTS (SELECT FROM {schema}.versions)) THEN {schema}.live_version(l.kind, l.project_id) END AS version,
        limited.by_any OR l.rank & 1 = 1 AS is_limited,
        date_part('epoch', CASE WHEN limited.by_rate THEN ({schema}.room(l.kind, l.project_id)).due_at END - now()) AS token_in_s
   FROM lane AS l LEFT JOIN {schema}.shares AS s ON s.project_id = l.project_id, LATERAL (

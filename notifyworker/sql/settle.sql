@@ -39,5 +39,10 @@ WITH mine AS MATERIALIZED (
     RETURNING 1
 )
 SELECT count(*),
-       CASE WHEN EXISTS (SELECT FROM {schema}.waiters) THEN {schema}.tell_waiters(array(SELECT run_id FROM gone)) IS NULL END AS told
+       CASE WHEN EXISTS (SELECT FROM {schema}.waiters) THEN {schema}.tell_waiters(array(SELECT run_id FROM gone)) IS NULL END AS told,
+       CASE WHEN EXISTS (SELECT FROM {schema}.mirrors) THEN (
+           SELECT {schema}.mirror(array_agg(r.run_id), array_agg(r.kind), array_agg(r.project_id)) IS NULL
+             FROM gone AS r
+            WHERE r.kind = ANY (array(SELECT m.kind FROM {schema}.mirrors AS m)) AND NOT r.is_shadow AND r.became <> 'cancelled'
+           HAVING count(*) > 0) END AS mirrored
   FROM kept

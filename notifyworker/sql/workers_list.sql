@@ -1,5 +1,5 @@
 -- $1 the schema's name
-SELECT w.lease_owner, w.host, w.pid, w.version, w.kinds, w.project_ids, w.concurrency, w.running, w.state, w.shadow,
+SELECT w.lease_owner, w.host, w.pid, w.version, w.kinds, w.versions, w.project_ids, w.concurrency, w.running, w.state, w.shadow,
        w.presence, w.lease_s, w.heartbeat_interval_s, w.presumed_dead_s, w.started_at, w.heartbeat_at, w.drain_asked,
        w.lease_owner = (SELECT leader FROM {schema}.reaper) AS is_leader,
        CASE WHEN w.presence THEN EXISTS (

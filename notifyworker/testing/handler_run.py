@@ -56,7 +56,7 @@ class HandlerRun(Run):
     @property
     def effects(self) -> list[dict[str, Any]]:
         """What a shadow run would have done."""
-        return self._effects or []
+        return [] if self._effects is None else self._effects.entries
 
 
 class _Desk:
@@ -86,6 +86,9 @@ class _Desk:
             value = call()
             value = await value if isinstance(value, Awaitable) else value
         return None if value is None else payloads.decode(payloads.encode(value))
+
+    async def live_step(self, run: Run, name: str) -> None:
+        """Nothing is recorded."""
 
     async def start_children(
         self,

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
+
 import notifyworker
 from chaos.ledger import Ledger
 from notifyworker import Retry, Run, Worker
@@ -88,6 +90,25 @@ async def stepped(run: Run, payload: dict[str, Any]) -> dict[str, int]:
         if ms := payload.get("ms"):
             await asyncio.sleep(ms / 1000)
         return result
+
+
+@worker.handler("mirrored", version="v1", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))
+async def mirrored(run: Run, payload: dict[str, Any]) -> dict[str, int]:
+    with noted(run) as result:
+        await run.effect("mark", ledger.note, "mirrored", run=str(run.run_id))
+        return result
+
+
+@worker.handler("mirrored", version="v2", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))
+async def tried(run: Run) -> None:
+    """A copy, which tries to have effects: there must never be any."""
+    ledger.note("copy", run=str(run.run_id), live=str(run.copy_of), is_shadow=run.is_shadow)
+    await run.effect("mark", ledger.note, "copied effect", run=str(run.run_id))
+    await run.step("mark", ledger.note, "copied effect", run=str(run.run_id))
+    with contextlib.suppress(asyncpg.PostgresError, RuntimeError):
+        async with run.transaction() as connection:
+            await connection.execute("INSERT INTO chaos.effects VALUES ($1, $2)", run.run_id, run.lease_token)
+            await connection.execute("COMMIT")
 
 
 @worker.handler("hold")

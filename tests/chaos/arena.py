@@ -32,7 +32,7 @@ CREATE TABLE chaos.settled (run_id uuid, lease_token bigint, settled_by text, ki
                             attempt int, result jsonb);
 CREATE TABLE chaos.effects (run_id uuid, lease_token bigint);
 CREATE FUNCTION chaos.insert_seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
-    'BEGIN INSERT INTO chaos.inserted VALUES (NEW.run_id); RETURN NULL; END';
+    'BEGIN INSERT INTO chaos.inserted SELECT NEW.run_id WHERE NOT NEW.is_shadow; RETURN NULL; END';
 CREATE FUNCTION chaos.lease_seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
     'BEGIN INSERT INTO chaos.leased VALUES (NEW.run_id, NEW.lease_token, NEW.lease_owner, NEW.attempt, NEW.max_attempts);
      RETURN NULL; END';
@@ -41,8 +41,8 @@ CREATE FUNCTION chaos.settle_seen() RETURNS trigger LANGUAGE plpgsql SECURITY DE
                                              NEW.error_code, NEW.attempt, NEW.result); RETURN NULL; END';
 CREATE TRIGGER chaos_inserted AFTER INSERT ON notifyworker.runs FOR EACH ROW EXECUTE FUNCTION chaos.insert_seen();
 CREATE TRIGGER chaos_leased AFTER UPDATE ON notifyworker.runs FOR EACH ROW
-    WHEN (NEW.lease_token <> OLD.lease_token) EXECUTE FUNCTION chaos.lease_seen();
-CREATE TRIGGER chaos_settled AFTER INSERT ON notifyworker.run_history FOR EACH ROW EXECUTE FUNCTION chaos.settle_seen();
+    WHEN (NEW.lease_token <> OLD.lease_token AND NOT NEW.is_shadow) EXECUTE FUNCTION chaos.lease_seen();
+CREATE TRIGGER chaos_settled AFTER INSERT ON notifyworker.run_history FOR EACH ROW WHEN (NOT NEW.is_shadow) EXECUTE FUNCTION chaos.settle_seen();
 """
 CONF = "max_connections = 300\nshared_buffers = 64MB\n"
 
@@ -234,7 +234,8 @@ class Arena:
         self.fleet.keep_up()
 
         async def drained() -> bool:
-            return not await self.value("SELECT EXISTS (SELECT FROM notifyworker.runs)")
+            left = "SELECT EXISTS (SELECT FROM notifyworker.runs) OR EXISTS (SELECT FROM notifyworker.shadow_pairs WHERE became IS NULL)"
+            return not await self.value(left)
 
         with contextlib.suppress(TimeoutError):  # what is left is told as lost
             await eventually(drained, self.form.drain_s)
@@ -264,6 +265,10 @@ class Arena:
             {row[0] for row in live},
             await self.value("SELECT count(*) FROM notifyworker.places"),
             [(row[0], row[1]) for row in scheduled],
+            {
+                row["live_run_id"]: row["became"]
+                for row in await self.fetch("SELECT live_run_id::text, became FROM notifyworker.shadow_pairs")
+            },
         )
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ goes on beside the next attempt.
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from chaos.kinds import AT_ONCE, CANCELLED, EXACT, HOLDS_GIL, LIMITED, POISON, STEPPED
+from chaos.kinds import AT_ONCE, CANCELLED, EXACT, HOLDS_GIL, LIMITED, MIRRORED, POISON, STEPPED
 from chaos.ledger import Entry
 
 
@@ -53,6 +53,8 @@ class Witness:
     places: int = 0
     #: Runs that a schedule inserted: the run, and for which second since 1970.
     scheduled: list[tuple[str, int]] = field(default_factory=list)
+    #: What became of live runs' copies, by the live run.
+    copies: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -83,6 +85,8 @@ def judge(entries: list[Entry], witness: Witness, *, gil_is_frozen: bool = False
     _fence(entries, witness, verdict)
     _effects(witness, verdict)
     _steps(entries, verdict)
+    if is_mixed:
+        _copies(entries, witness, verdict)
     if witness.places and not witness.live:
         verdict.wrong.append(f"{witness.places} places are taken, and nothing runs")
     spans = _spans(entries, gil_is_frozen=gil_is_frozen)
@@ -183,6 +187,19 @@ def _effects(witness: Witness, verdict: Verdict) -> None:
         elif tokens and tokens[0] != settle.token and not (settle.kind == STEPPED and tokens[0] < settle.token):
             verdict.wrong.append(f"{settle.run}: wrote under token {tokens[0]}, settled under {settle.token}")
     verdict.wrong += [f"{run}: wrote in its own transaction, and is not settled" for run in sorted(written)]
+
+
+def _copies(entries: list[Entry], witness: Witness, verdict: Verdict) -> None:
+    """Each mirrored run that a handler has completed is copied once, and no copy ever has an effect."""
+    chosen = {settle.run for settle in witness.settles if settle.kind == MIRRORED and settle.by is not None}
+    verdict.lost += [f"{run}: is mirrored, and was not chosen" for run in sorted(chosen - witness.copies.keys())]
+    verdict.wrong += [f"{run}: was chosen, and is not mirrored" for run in sorted(witness.copies.keys() - chosen)]
+    verdict.lost += [f"{run}: its copy was never compared" for run, became in witness.copies.items() if became is None]
+    for entry in entries:
+        if entry.what == "copied effect" or (entry.what == "copy" and not entry.facts["is_shadow"]):
+            verdict.wrong.append(f"{entry.facts['run']}: a copy has had an effect")
+    if chosen and not any(entry.what == "copy" for entry in entries):
+        verdict.wrong.append("no copy was ever executed")
 
 
 def _steps(entries: list[Entry], verdict: Verdict) -> None:

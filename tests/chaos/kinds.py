@@ -15,6 +15,8 @@ HOLDS_GIL = {"gil", "regex"}
 EXACT = "exact"
 #: Has a step that is recorded, and one that writes its effect together with its record, under whichever lease.
 STEPPED = "stepped"
+#: In the mixture it is mirrored to another version, whose copies try to have effects.
+MIRRORED, TRIED = "mirrored", "v2"
 #: In the mixture so many of this kind are executed at once, by a limit.
 LIMITED, AT_ONCE = "flaky", 5
 #: Is cancelled in bulk, some of it while it is executed; what comes too late for that is completed.

@@ -87,7 +87,7 @@ class Producer:
             return outcome
 
     def _kind(self) -> str:
-        return self._random.choices(("good", "exact", "stepped", "flaky"), (70, 15, 10, 5))[0]
+        return self._random.choices(("good", "exact", "stepped", "flaky", "mirrored"), (65, 15, 10, 5, 5))[0]
 
     def _key(self, kind: str) -> str | None:
         """Some have a key, but none that is settled before its handler returns: that frees its key a moment before."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from chaos.arena import Arena
 from chaos.fleet import Member
-from chaos.kinds import AT_ONCE, LIMITED, SCHEDULED
+from chaos.kinds import AT_ONCE, LIMITED, MIRRORED, SCHEDULED, TRIED
 from chaos.producer import Producer
 
 _WORKERS = 5
@@ -37,6 +37,7 @@ class Storm:
             "INSERT INTO notifyworker.schedules (name, cron, kind, missed) VALUES ('each second', '* * * * * *', $1, 'all')"
             " ON CONFLICT DO NOTHING", SCHEDULED,
         )  # fmt: skip
+        await a.fetch("SELECT notifyworker.set_mirror($1, $2, 100)", MIRRORED, TRIED)
         count = a.form.mixture_runs // _PRODUCERS
         for i in range(_PRODUCERS):
             producer = Producer(
