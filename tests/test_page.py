@@ -24,6 +24,8 @@ from notifyworker import Run
 from notifyworker.errors import SettingsError
 from notifyworker.http.page import charts, shown
 from notifyworker.http.page.attention import Need, sentence, suspects
+from notifyworker.http.page.queries import Queries
+from notifyworker.http.page.runs import filter_of, find
 from notifyworker.http.pool import Pool
 from notifyworker.migrate import migrate
 from notifyworker.settings import Settings
@@ -617,3 +619,22 @@ async def _answer() -> dict[str, int]:
 
 async def _is_settled(connection: asyncpg.Connection, run_id: uuid.UUID) -> bool:
     return bool(await connection.fetchval("SELECT true FROM notifyworker.run_history WHERE run_id = $1", run_id))
+
+
+async def test_a_list_is_read_in_its_order_however_few_fit(dsn: str, connection) -> None:
+    await connection.execute(
+        """INSERT INTO notifyworker.run_history (run_id, run_at, created_at, lease_token, priority, attempt, is_shadow, state, kind,
+               project_id, settled_by, payload, headers, errors)
+           SELECT notifyworker.uuid7(), now(), now(), 1, 0, 1, false, 'completed', 'k', 'p', 'w', '{}', '{}', '[]'
+             FROM generate_series(1, 60000)"""
+    )
+    await connection.execute("ANALYZE notifyworker.run_history")
+    queries, wanted = Queries("notifyworker"), filter_of({"worker": "absent"}, datetime.now(UTC))
+    pool = Pool(dsn, "notifyworker")
+    await pool.open()
+    async with pool.snapshot() as on:
+        assert (await find(on, queries, wanted, None, 50))[0] == []
+        asked = [*wanted.values(), None, wanted.far, 51]
+        plan = "\n".join(row[0] for row in await on.fetch("EXPLAIN " + queries._sql["runs"], *asked))
+    pool.close()
+    assert "Seq Scan on run_history" not in plan, plan

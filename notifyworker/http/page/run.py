@@ -1,5 +1,6 @@
 """One run: its attempts in time, its lease, and all that is known of it."""
 
+import re
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -240,9 +241,8 @@ def _last(run: dict[str, Any], ready: datetime, window: tuple[datetime, datetime
 def _says(run: dict[str, Any], errors: list[dict[str, Any]], now: datetime) -> str:
     """What is to be said of it first, behind its state."""
     of = f" of {run['max_attempts']}" if run["max_attempts"] else ""
-    earlier = (
-        f" Earlier attempts: {', '.join(_ending(entry) for entry in errors[-3:])}." if errors and run["state"] != "failed" else ""
-    )
+    endings = {re.sub(r"\d+", "#", ending): ending for ending in map(_ending, errors[-3:])}  # what differs in numbers is one
+    earlier = f" Earlier attempts: {', '.join(endings.values())}." if errors and run["state"] != "failed" else ""
     if run["state"] == "running":
         return f"for {duration((now - run['started_at']).total_seconds())}, attempt {run['attempt']}{of}.{earlier}"
     if run["state"] == "pending":
