@@ -2,7 +2,7 @@
 
 FROM python:3.13-slim AS wheel
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY notifyworker notifyworker
 COPY schema schema
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests wait for most of their time: one process more than there are processors.
 JOBS := $(shell expr 1 + $$(python3 -c 'import os; print(os.cpu_count() or 1)'))
 
-.PHONY: help demo test test-slow soak lint types check manifests chaos audit lock bench clean
+.PHONY: help demo test test-slow test-poll soak lint types check docs manifests chaos audit lock bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -22,10 +22,13 @@ demo: $(STAMP)  ## the whole life of a run, on a PostgreSQL of its own (KEEP=1: 
 	$(PYTHON) -m notifyworker demo $(if $(KEEP),--keep)
 
 test: $(STAMP)  ## all tests, against real PostgreSQL 18 and 16 (ARGS="-k name" for some)
-	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(STAMP)  ## the faults that take long to inject or to notice, four minutes (ARGS=-s: with figures)
 	$(PYTHON) -m pytest -m slow $(ARGS)
+
+test-poll: $(STAMP)  ## all tests once more, with workers that hear no notification and find everything by polling
+	NOTIFYWORKER_TEST_LISTEN=off $(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 soak: $(STAMP)  ## a worker under steady mixed load, and whether it grows (MINUTES=30)
 	$(PYTHON) tests/soak.py $(if $(MINUTES),--minutes $(MINUTES))
@@ -37,6 +40,10 @@ lint: $(STAMP)  ## ruff, and the direction of imports
 
 types: $(STAMP)  ## mypy --strict
 	$(VENV)/bin/mypy
+
+docs: $(STAMP)  ## the docs site, into build/site; a link that leads nowhere is an error (one of the tests, too)
+	$(PYTHON) docs/assemble.py build/docs
+	$(VENV)/bin/zensical build --clean --strict
 
 check: lint types test  ## all of it, as CI does
 
@@ -56,8 +63,9 @@ lock: $(TOOLS)/.installed  ## pin anew what pyproject.toml asks for, with hashes
 	$(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --group dev \
 		pyproject.toml -o requirements-dev.txt $(ARGS)
 
-manifests: $(TOOLS)/.installed  ## deploy/kubernetes against Kubernetes' own schemas, as strictly as they can be
+manifests: $(TOOLS)/.installed  ## deploy/kubernetes against Kubernetes' own schemas (CRDS="FILE..": and KEDA's and CloudNativePG's)
 	$(TOOLS)/bin/kubernetes-validate --strict deploy/kubernetes/migrate.yaml deploy/kubernetes/worker.yaml
+	$(if $(CRDS),$(PYTHON) deploy/crds.py $(CRDS))
 
 chaos: $(STAMP)  ## fleets that are hurt, and a ledger of what became of it (SHORT=1 SEED=7 ONLY=claim MUTATE=1)
 	PYTHONPATH=tests $(PYTHON) -m chaos $(if $(MUTATE),mutate,$(if $(SHORT),--short)) $(if $(SEED),--seed $(SEED)) \

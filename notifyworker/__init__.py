@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from notifyworker.client import Client
     from notifyworker.errors import (
         Cancel,
+        ChildFailed,
         DatabaseUnavailable,
+        EventTimeout,
         Fail,
         HandlerError,
         HandlerProcessEnded,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         StepError,
         WaitTimeout,
     )
+    from notifyworker.family import ChildGroup, ChildOutcome
     from notifyworker.lifespan import Ending, Worker
     from notifyworker.retry import Retry
     from notifyworker.run import Run
@@ -34,9 +37,13 @@ if TYPE_CHECKING:
 # the time that all of these take.
 _HOMES = {
     "Cancel": "errors",
+    "ChildFailed": "errors",
+    "ChildGroup": "family",
+    "ChildOutcome": "family",
     "Client": "client",
     "DatabaseUnavailable": "errors",
     "Ending": "lifespan",
+    "EventTimeout": "errors",
     "Fail": "errors",
     "HandlerError": "errors",
     "HandlerProcessEnded": "errors",
@@ -61,9 +68,13 @@ _HOMES = {
 
 __all__ = [
     "Cancel",
+    "ChildFailed",
+    "ChildGroup",
+    "ChildOutcome",
     "Client",
     "DatabaseUnavailable",
     "Ending",
+    "EventTimeout",
     "Fail",
     "HandlerError",
     "HandlerProcessEnded",

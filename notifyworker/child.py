@@ -14,16 +14,18 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import UUID
 
 import structlog
 
 from notifyworker import payload as payloads
 from notifyworker.errors import LeaseLost
+from notifyworker.family import ChildOutcome, OnFailure, Start
 from notifyworker.handlers import inspected
 from notifyworker.observe import configure_logging
 from notifyworker.run import Done, Run
@@ -169,6 +171,19 @@ class _ChildDesk:
         """Refuse: a plain handler can't wait for it."""
         refuse_step(run)
 
+    def start_children(self, run: Run, starts: Sequence[Start], last: Start | None) -> Any:  # noqa: ARG002 - whichever
+        """Refuse: what is started is noted in the worker."""
+        message = f"{run!r} is executed in a process of its own: run.start() is for handlers on the event loop and in threads"
+        raise RuntimeError(message)
+
+    def join(self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure) -> Awaitable[list[ChildOutcome]]:  # noqa: ARG002 - whichever
+        """Refuse: a plain handler can't wait for it."""
+        refuse_parking(run)
+
+    def event(self, run: Run, name: str, key: str | None, timeout_s: float | None) -> Awaitable[Any]:  # noqa: ARG002 - whichever
+        """Refuse: a plain handler can't wait for it."""
+        refuse_parking(run)
+
     def logger(self, run: Run) -> Any:  # noqa: ARG002 - the worker binds it to the run
         """Return a logger whose lines the worker writes."""
 
@@ -190,6 +205,12 @@ def refuse_transaction(run: Run) -> NoReturn:
 def refuse_step(run: Run) -> NoReturn:
     """Raise RuntimeError: a plain handler can't wait for a step."""
     message = f"{run!r} is executed by a plain handler: steps are for async ones"
+    raise RuntimeError(message)
+
+
+def refuse_parking(run: Run) -> NoReturn:
+    """Raise RuntimeError: a plain handler can't be ended in the middle."""
+    message = f"{run!r} is executed by a plain handler: run.join() and run.event() are for async ones"
     raise RuntimeError(message)
 
 

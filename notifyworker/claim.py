@@ -178,6 +178,7 @@ class Claims:
         self.more = self._lanes.have_more(batch, runs, limit)
         self._on_answer(found=bool(runs), has_more=self.more)
         if runs:
+            self._metrics.claim_batch.observe(len(runs))
             runs.sort(key=_turn)
             self._note_marks(runs, is_limited=batch.is_limited)
             self._on_claimed(runs, sent_at)

@@ -12,7 +12,9 @@ from uuid import UUID
 
 import asyncpg
 
+from notifyworker.children_store import ChildrenStore
 from notifyworker.database import DatabaseError, Queryable, brief, is_refusal
+from notifyworker.emitting import emit
 from notifyworker.errors import InvalidRun, RunNotFound, WaitTimeout
 from notifyworker.given import (
     REFUSALS,
@@ -52,7 +54,7 @@ class Client(Many):
 
     def __init__(self, dsn: str | None = None, *, schema: str | None = None) -> None:
         super().__init__(dsn, schema=schema)
-        self._waiting = Waiting(self._listen_dsn, self._store)
+        self._waiting = Waiting(self._listen_dsn, self._store, listens=self._listens)
 
     async def close(self) -> None:
         """Close the connections that this client opened."""
@@ -151,6 +153,34 @@ class Client(Many):
         run = await self.get(run_id)
         rows = await RunLogStore(self._store).run_logs_list(await self._connected(), run["run_id"], run["created_at"])
         return [as_dict(row) for row in rows]
+
+    async def children(self, run_id: UUID | str, *, after: int = 0, limit: int = 500) -> builtins.list[dict[str, Any]]:
+        """Return the children of a run in the order in which it started them, behind position `after`. Raises RunNotFound."""
+        check_integer("limit", limit, 1, 500)
+        run = await self.get(run_id)
+        store = ChildrenStore(self._store)
+        rows = await store.children_list(await self._connected(), run["run_id"], run["created_at"], after=after, limit=limit)
+        return [as_dict(row) for row in rows]
+
+    async def emit(
+        self,
+        name: str,
+        payload: Any = None,
+        *,
+        run_id: UUID | str | None = None,
+        key: str | None = None,
+        project_id: str | None = None,
+        keep_s: float | None = None,
+        connection: Queryable | None = None,
+    ) -> bool:
+        """
+        Tell runs that wait for it (`run.event`) that something has happened: one run, or all that wait for this name and key.
+
+        True if it is the first of its name and key, or for its run; false if there is one already, which stays. It is kept for
+        `keep_s` seconds (7 days). Raises InvalidRun, RunNotFound, RunConflict for a run that is settled.
+        """
+        on = connection or await self._connected()
+        return await emit(self._store, on, name, payload, run_id=run_id, key=key, project_id=project_id, keep_s=keep_s)
 
     async def pause(self, kind: str | None = None, project_id: str | None = None, **until: Any) -> None:
         """

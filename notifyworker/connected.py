@@ -21,6 +21,7 @@ class Connected:
         settings = Settings.load(keywords={"dsn": dsn, "schema": schema})
         self._dsn = settings.require_dsn()
         self._listen_dsn = settings.listen_dsn.get_secret_value() if settings.listen_dsn else self._dsn
+        self._listens = settings.listen
         self._store = Store(settings.schema_name)
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()

@@ -7,7 +7,6 @@ server did before. Everything that talks to the database goes through here, so t
 """
 
 import asyncio
-import random
 import re
 import socket
 import ssl
@@ -24,7 +23,6 @@ from asyncpg.exceptions import TargetServerAttributeNotMatched as _NotMatched
 
 from notifyworker import hosts
 from notifyworker.errors import DatabaseUnavailable, SettingsError
-from notifyworker.pause import is_set_within
 from notifyworker.settings import CONNECT_S
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -186,6 +184,14 @@ _ALIVE = {
     "tcp_user_timeout": "20s",
     "client_connection_check_interval": "2s",
 }
+#: For sessions whose locks tell that a worker lives, or leads: of a host that has vanished the server knows after 9 s. What
+#: is silent for so long its worker has given up itself, seconds before.
+SOON_MISSED = {
+    "tcp_keepalives_idle": "3",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "8s",
+}
 #: What our own statements are executed with. The planner's choices are narrowed since statistics of a queue are always
 #: stale: every statement here is meant to be executed by nested loops over indexes, planned once.
 _OURS = {
@@ -343,6 +349,11 @@ class Link:
                     self.terminate()
                 raise
 
+    async def open(self) -> None:
+        """Connect now, and not at the first statement. Raises DatabaseError."""
+        async with self._turn:
+            await self._open()
+
     async def _open(self) -> Connection:
         if self._closed:
             message = "connection is closed"
@@ -362,48 +373,3 @@ class Link:
         """Drop it for good."""
         self._closed = True
         self.terminate()
-
-
-async def hears_notifications(dsn: str, *, schema: str, listener: Connection) -> bool:
-    """
-    Say whether LISTEN works on this connection: a transaction pooler accepts it and is deaf.
-
-    On a direct connection it does, which costs one round trip. Else, only a notification that arrives proves it.
-    """
-    if await is_direct(listener):
-        return True
-    other = await connect(dsn, schema=schema, purpose="self-test")
-    try:
-        # First without LISTEN: what listens behind a transaction pooler is a connection that others will use.
-        return not await _is_shared(listener, other) and await hears(listener, other, f"{schema}_{random.getrandbits(48):012x}")
-    finally:
-        other.terminate()
-
-
-async def _is_shared(one: Connection, other: Connection) -> bool:
-    """Say whether a pooler gives these two the same server connection, or one of them now this and now that."""
-    had = set()
-    for _ in range(10):
-        had |= {await _backend(one), await _backend(one)}  # twice in a row: one who hands them out in turn shows it
-        if len(had) > 1 or await _backend(other) in had:
-            return True
-    return False
-
-
-async def _backend(connection: Connection) -> int:
-    pid: int = await connection.fetchval("SELECT pg_backend_pid()", timeout=CONNECT_S)
-    return pid
-
-
-async def hears(listener: Connection, other: Connection, channel: str) -> bool:
-    """Say whether what one connection notifies reaches the other within a second."""
-    heard = asyncio.Event()
-
-    def hear(*_notification: object) -> None:
-        heard.set()
-
-    await listener.add_listener(channel, hear)
-    await other.execute("SELECT pg_notify($1, '')", channel, timeout=CONNECT_S)
-    is_heard = await is_set_within(heard, 1.0)
-    await listener.remove_listener(channel, hear)
-    return is_heard

@@ -7,6 +7,7 @@ asyncpg's own are precise enough; what a user can mend has a class here, and a h
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 
@@ -140,6 +141,27 @@ class Snooze(NotifyWorkerError):
             raise ValueError(message)
         super().__init__(reason)
         self.seconds = seconds
+
+
+class ChildFailed(Fail):
+    """
+    A child of this run is not completed, and `join` was told to raise then. `outcome` is the child's.
+
+    Unless the handler catches it the run fails at once (E-RUN-006): a further attempt would find the same.
+    """
+
+    def __init__(self, outcome: Any) -> None:
+        super().__init__(f"child {outcome.run_id} ({outcome.kind}) is {outcome.state}: {outcome.error or 'no error is known'}")
+        self.outcome = outcome
+
+
+class EventTimeout(NotifyWorkerError, TimeoutError):
+    """The event did not come in time. A further attempt is told the same."""
+
+    def __init__(self, name: str, key: str | None) -> None:
+        super().__init__(f"the event {name!r}{'' if key is None else f' with the key {key!r}'} did not come in time")
+        self.name = name
+        self.key = key
 
 
 class PauseKind(Snooze):

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from notifyworker import payload as payloads
 from notifyworker.errors import Cancel, Code, Fail, PauseKind, Snooze
+from notifyworker.family import Family
 from notifyworker.handlers import Handler
 from notifyworker.journal import Journal
 from notifyworker.observe import log
@@ -31,15 +32,16 @@ TRACEBACK_BYTES = 32 * 1024
 _FRAMES = 12  # of a handler's stack that are told
 
 #: Why an attempt was ended from outside. "lost": somebody else has settled, cancelled or taken the run.
-Why: TypeAlias = Literal["timeout", "lost", "stopping"]
+#: "parked": it waits for something in the middle of its handler, which begins anew afterwards.
+Why: TypeAlias = Literal["timeout", "lost", "stopping", "parked"]
 
 
 class Attempt:
     """One attempt in this process: the run, its handler, and why it was ended, if it was."""
 
     __slots__ = (
-        "began_at", "ended_at", "handler", "is_committing", "is_in_transaction", "is_settled", "journal", "run", "task", "thread",
-        "thread_id", "timer", "why",
+        "began_at", "ended_at", "family", "handler", "is_committing", "is_in_transaction", "is_settled", "journal", "run", "task",
+        "thread", "thread_id", "timer", "why", "writes",
     )  # fmt: skip
 
     def __init__(self, run: Run, handler: Handler) -> None:
@@ -49,6 +51,9 @@ class Attempt:
         self.task: asyncio.Task[Any] | None = None
         #: Its steps, once it has called one.
         self.journal: Journal | None = None
+        #: Its children, once it has started or joined one; and what inserts them in the transaction that settles it.
+        self.family: Family | None = None
+        self.writes: Callable[[Any, Attempt, Outcome], Awaitable[None]] | None = None
         #: The call in a thread: no cancellation ends it.
         self.thread: Future[Any] | None = None
         self.thread_id: int | None = None

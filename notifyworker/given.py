@@ -148,6 +148,17 @@ def new_pause(**given: Any) -> NewPause:
     return NewPause(**given)
 
 
+def check_event(name: Any, key: Any, project_id: Any, keep_s: Any) -> None:
+    """Raise InvalidRun unless an event can have these."""
+    check_text("name", name, 100)
+    if key is not None and key != "":
+        check_text("key", key, 90)
+    if project_id is not None:
+        check_text("project_id", project_id, 200)
+    if keep_s is not None and (isinstance(keep_s, bool) or not isinstance(keep_s, int | float) or not 1 <= keep_s <= 365 * 86400):
+        raise InvalidRun("keep_s", f"must be between 1 and {365 * 86400} s, not {keep_s!r:.100}")
+
+
 def new_limit(**given: Any) -> NewLimit:
     """Check a limit. Raises InvalidRun, which names the field."""
     limit = limit_scope(**given)

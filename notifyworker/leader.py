@@ -20,7 +20,8 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import LOCK_CLASS, Connection, DatabaseError, GateLocks, brief, is_direct, reconnect
+from notifyworker.database import LOCK_CLASS, SOON_MISSED, Connection, DatabaseError, GateLocks, brief, is_direct, reconnect
+from notifyworker.hearing import locks_hold
 from notifyworker.lanes import EPOCH, WIDE_SLACK, Key, Lanes, Seen
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
@@ -61,8 +62,9 @@ class Leader:
         self._silent_look_at = self._fleet_look_at = 0.0
         self._clock = time.monotonic
         self.mode: Literal["follower", "arming", "armed", "coalesced"] = "follower"
-        #: False behind a pooler, where a session's lock may be any client's.
+        #: False behind a pooler, where a session's lock may be any client's, and where locks do not hold.
         self.may_lead = True
+        self.locks_hold = True
         #: Called with each look's fill of the notification queue, from 0 to 1.
         self.on_queue_usage: Callable[[float], None] = lambda _usage: None
         #: Called before a wake-up, with the place in the table at which it lies.
@@ -95,8 +97,11 @@ class Leader:
         while True:
             pause_s = None
             try:
-                self._gate = _Gate(await reconnect(self._dsn, schema=self._store.schema, purpose="gate"))
+                opened = await reconnect(self._dsn, schema=self._store.schema, purpose="gate", session=SOON_MISSED)
+                self._gate = _Gate(opened)
                 self.may_lead = await is_direct(self._gate.connection)
+                if self.may_lead and not await locks_hold(self._gate.connection):
+                    self._tell_locks_do_not_hold()
                 if self.may_lead:
                     await self._contend(backoff)
                 pause_s = _NO_SESSION_LOCKS_S
@@ -107,6 +112,12 @@ class Leader:
                 self._set_mode("follower")
                 self.terminate()
             await asyncio.sleep(pause_s or backoff.next_s())
+
+    def _tell_locks_do_not_hold(self) -> None:
+        self.may_lead = False
+        if self.locks_hold:
+            self.locks_hold = False
+            log.warning("locks_do_not_hold", hint="this server grants an advisory lock and keeps none: nobody leads")
 
     async def _contend(self, backoff: Backoff) -> None:
         while True:

@@ -26,7 +26,7 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import Connection, DatabaseError, brief, is_direct, is_of_use, reconnect
+from notifyworker.database import SOON_MISSED, Connection, DatabaseError, brief, is_direct, is_of_use, reconnect
 from notifyworker.deadman import DeadMansSwitch
 from notifyworker.observe import Metrics, log, outline
 from notifyworker.pause import Backoff, is_set_within
@@ -230,7 +230,7 @@ class LeaseKeeper:
     async def _connect(self) -> None:
         sent_at = time.monotonic()
         async with asyncio.timeout(PRESENCE_DEADLINE_S + PRESENCE_RECONNECT_S):
-            connection = await reconnect(self.dsn, schema=self._store.schema, purpose="heartbeat")
+            connection = await reconnect(self.dsn, schema=self._store.schema, purpose="heartbeat", session=SOON_MISSED)
         self._connection = connection
         connection.add_termination_listener(self._ended_by_others)
         self._is_direct = await is_direct(connection, timeout_s=PRESENCE_DEADLINE_S)
@@ -282,6 +282,8 @@ class LeaseKeeper:
         except asyncpg.LockNotAvailableError as error:  # a stranger holds this worker's row: nobody's lease depends on it
             log.warning("presence_not_noted", error=brief(error))
         self._gave_up = False  # what comes after an outage may lapse again
+        if time.monotonic() - self._beat_at > 2 * self._settings.heartbeat_interval_s:
+            self._metrics.late.inc()
         self._beat_at = time.monotonic()
         if self.has_presence:
             self._present_at = sent_at

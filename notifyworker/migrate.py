@@ -4,20 +4,23 @@ Bring the schema up to this code: numbered files under schema/, each applied onc
 Ten processes may do so at once: the first holds an advisory lock until its commit, and the others find nothing to do.
 """
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
 
 import asyncpg
 
+from notifyworker.data import folder
 from notifyworker.database import LOCK_CLASS, SEARCH_PATH, Connection, DatabaseError, GateLocks, connect, describe, explain
 from notifyworker.errors import DatabaseUnavailable, NotifyWorkerError, SchemaNotMigrated, SchemaTooNew, SettingsError, StartError
+from notifyworker.pause import Backoff
 
 OLDEST_SERVER = 140000
 _WAIT_S = 60
+#: So long a migration that waits for a lock on a table may hold up who comes after it.
+_HOLDS_UP_MS = 100
 _PATH = f"SET LOCAL search_path = {SEARCH_PATH};"  # not left to the session: a pooler may have dropped its settings
 
 
@@ -32,10 +35,8 @@ class Migration:
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """All files, in order. In a wheel they lie inside the package; in a checkout beside it."""
-    inside = resources.files("notifyworker") / "schema"
-    folder: Traversable = inside if inside.is_dir() else Path(__file__).parents[1] / "schema"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    """All files, in order."""
+    files = sorted((f for f in folder("schema").iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
     return tuple(Migration(int(f.name[:4]), f.name[5:-4], f.read_text(encoding="utf-8")) for f in files)
 
 
@@ -101,17 +102,11 @@ async def migrate(dsn: str, schema: str, *, done: Callable[[int], None] = lambda
     """
     connection = await open_or_explain(dsn, schema)
     try:
-        async with connection.transaction():
-            await connection.execute(f"SET LOCAL lock_timeout = '{_WAIT_S}s'; SET LOCAL statement_timeout = 0; {_PATH}")
-            await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {GateLocks.of(schema).migrate})")
-            version = await applied_version(connection, schema)
-            if version > newest():
-                raise _too_new(schema, version)
-            missing = [m for m in migrations() if m.version > version]
-            for migration in missing:
-                await connection.execute(_with_record(migration, schema))
-                done(migration.version)
-        return missing
+        return await _applied(connection, schema, done)
+    except asyncpg.LockNotAvailableError:
+        message = f"{describe(dsn)}: the tables were in use for {_WAIT_S} s on end; nothing was changed"
+        hint = "look in pg_stat_activity for a transaction that has been open for long, end it, and migrate again"
+        raise StartError(message, hint=hint) from None
     except asyncpg.InsufficientPrivilegeError as error:
         message = f"{describe(dsn)}: {error.args[0]}"
         raise StartError(message, hint="migrate as the database's owner, or as a role with CREATE on the database") from None
@@ -126,6 +121,34 @@ async def migrate(dsn: str, schema: str, *, done: Callable[[int], None] = lambda
         raise explain(error, dsn) from None
     finally:
         connection.terminate()
+
+
+async def _applied(connection: Connection, schema: str, done: Callable[[int], None]) -> list[Migration]:
+    """
+    Apply what is missing, and give way again and again while somebody holds a table that it changes.
+
+    Whoever comes after a migration that waits, waits as well: all inserts behind one that waits for a reader.
+    """
+    gives_up_at = time.monotonic() + _WAIT_S
+    backoff = Backoff()
+    while True:
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{_WAIT_S}s'; SET LOCAL statement_timeout = 0; {_PATH}")
+                await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {GateLocks.of(schema).migrate})")
+                await connection.execute(f"SET LOCAL lock_timeout = '{_HOLDS_UP_MS}ms'")
+                version = await applied_version(connection, schema)
+                if version > newest():
+                    raise _too_new(schema, version)
+                missing = [m for m in migrations() if m.version > version]
+                for migration in missing:
+                    await connection.execute(_with_record(migration, schema))
+                    done(migration.version)
+            return missing
+        except asyncpg.LockNotAvailableError:
+            if time.monotonic() >= gives_up_at:
+                raise
+        await asyncio.sleep(backoff.next_s())
 
 
 async def check(connection: Connection, schema: str, dsn: str) -> None:

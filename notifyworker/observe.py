@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import traceback
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -17,13 +18,15 @@ from typing import Any, Literal, TextIO, cast
 import orjson
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 log: Any = structlog.get_logger("notifyworker")
 
 _configured: tuple[Literal["auto", "console", "json"], str] | None = None
 _CAUSES = 5  # of an error, that are told
+_BATCHES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 
@@ -122,12 +125,66 @@ class Durations(Collector):
         yield family
 
 
+class Queue(Collector):
+    """What the queue was at the last look at it; empty of a worker that does not look. Remembers when it was scraped."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._runs: dict[tuple[str, str], int] = {}
+        self._oldest_s: dict[str, float] = {}
+        self._held_s: float | None = None
+        self._scraped_at = float("-inf")
+        registry.register(self)
+
+    def describe(self) -> Iterator[Metric]:
+        """For the registry, which would scrape to learn the names otherwise."""
+        return iter(self._families())
+
+    def was_scraped_within(self, seconds: float) -> bool:
+        """Whether anybody wants to know."""
+        return time.monotonic() - self._scraped_at <= seconds
+
+    def saw(self, runs: dict[tuple[str, str], int], oldest_s: dict[str, float], held_s: float) -> None:
+        """Take note of a look: runs by kind and state, seconds by kind, seconds."""
+        self._runs, self._oldest_s, self._held_s = runs, oldest_s, held_s
+
+    def forget(self) -> None:
+        """Show nothing from now on."""
+        self._runs, self._oldest_s, self._held_s = {}, {}, None
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry."""
+        self._scraped_at = time.monotonic()
+        runs, oldest, held = families = self._families()
+        for (kind, state), number in self._runs.items():
+            runs.add_metric([kind, state], number)
+        for kind, seconds in self._oldest_s.items():
+            oldest.add_metric([kind], seconds)
+        if self._held_s is not None:
+            held.add_metric([], self._held_s)
+        yield from families
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+        return (
+            GaugeMetricFamily("notifyworker_queue_runs", "Runs that are due, for later, and executed.", labels=["kind", "state"]),
+            GaugeMetricFamily(
+                "notifyworker_queue_oldest_seconds", "For how long the oldest due run has been due.", labels=["kind"]
+            ),
+            GaugeMetricFamily(
+                "notifyworker_horizon_held_seconds", "Age of the oldest transaction that keeps dead rows.", labels=[]
+            ),
+        )
+
+
 class Metrics:
     """Prometheus metrics of one worker, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.claims = Counter("notifyworker_claims", "Claims by what they found.", ["found"], registry=registry)
+        self.claim_batch = Histogram(
+            "notifyworker_claim_batch_runs", "Runs taken by a claim that found some.", buckets=_BATCHES, registry=registry
+        )
         self.claimed = Counter("notifyworker_runs_claimed", "Runs claimed.", ["kind"], registry=registry)
         self.finished = Counter(
             "notifyworker_runs_finished", "Attempts that ended, by the state the run went to.", ["kind", "to"], registry=registry
@@ -146,10 +203,21 @@ class Metrics:
             "notifyworker_cancellations_ignored", "Handlers that ignored their run's end for 2 s.", ["kind"], registry=registry
         )
         self.heartbeats = Counter("notifyworker_heartbeats", "Heartbeats by outcome.", ["outcome"], registry=registry)
+        self.late = Counter("notifyworker_heartbeats_late", "Heartbeats that took twice their interval.", registry=registry)
+        self.beat_age = Gauge(
+            "notifyworker_heartbeat_age_seconds", "Since the last heartbeat that the database answered.", registry=registry
+        )
+        self.connections = Gauge(
+            "notifyworker_connections_used", "Connections of a pool that are in use.", ["pool"], registry=registry
+        )
+        self.connections_allowed = Gauge(
+            "notifyworker_connections_allowed", "Connections that a pool may have.", ["pool"], registry=registry
+        )
+        self.queue = Queue(registry)
         self.settle_batch = Histogram(
             "notifyworker_settle_batch_runs",
             "Runs written by one settle.",
-            buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+            buckets=_BATCHES,
             registry=registry,
         )
         self.stalls = Counter("notifyworker_loop_stalls", "Times the event loop was found not turning.", registry=registry)

@@ -1,11 +1,13 @@
 """What a plain handler in a thread may ask of its worker: it can't await, so that it is done when the call returns."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from notifyworker.child import refuse_step, refuse_transaction
+from notifyworker.child import refuse_parking, refuse_step, refuse_transaction
+from notifyworker.family import ChildOutcome, OnFailure, Start
 from notifyworker.run import Done, Run, is_plain
 
 if TYPE_CHECKING:
@@ -41,6 +43,24 @@ class ThreadDesk:
     def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Awaitable[Any]:  # noqa: ARG002 - whichever
         """Refuse: a plain handler can't wait for it."""
         refuse_step(run)
+
+    def start_children(self, run: Run, starts: Sequence[Start], last: Start | None) -> Any:
+        """Note what is to be started; return the ids. Raises LeaseLost."""
+
+        async def start() -> Any:
+            started = self._desk.start_children(run, starts, last)
+            return started if isinstance(started, tuple) else await started
+
+        started = asyncio.run_coroutine_threadsafe(start(), self._loop)
+        return started.result(_WRITE_S) if is_plain() else asyncio.wrap_future(started)
+
+    def join(self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure) -> Awaitable[list[ChildOutcome]]:  # noqa: ARG002 - whichever
+        """Refuse: a thread can't be ended."""
+        refuse_parking(run)
+
+    def event(self, run: Run, name: str, key: str | None, timeout_s: float | None) -> Awaitable[Any]:  # noqa: ARG002 - whichever
+        """Refuse: a thread can't be ended."""
+        refuse_parking(run)
 
     def logger(self, run: Run) -> Any:
         """Return a structlog logger bound to the run."""

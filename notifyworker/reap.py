@@ -13,6 +13,8 @@ from datetime import datetime
 
 import asyncpg
 
+from notifyworker.checks import Checks
+from notifyworker.children_store import ChildrenStore
 from notifyworker.database import DatabaseError, Link, brief
 from notifyworker.history import Sweeper
 from notifyworker.observe import Metrics, log
@@ -34,6 +36,8 @@ class Reaper:
         self._store = store
         self._steps = StepStore(store)
         self._logs = RunLogStore(store)
+        self._children = ChildrenStore(store)
+        self._checks = Checks(store)
         self._link = link
         self._lease_owner = lease_owner
         self._metrics = metrics
@@ -57,6 +61,12 @@ class Reaper:
         """Take note of one look of the leader: these owners should be present and are not."""
         self._absent = set(absent)
         if self._absent or self._gone_since:
+            self._news.set()
+
+    def check(self) -> None:
+        """Look at the parents of children, if this one leads: somebody has left a note."""
+        if self.is_leading or self.stands_in:
+            self._checks.asked()
             self._news.set()
 
     def lead(self, *, is_leading: bool) -> None:
@@ -84,9 +94,11 @@ class Reaper:
                     if self.is_leading or await self._nobody_reaps():
                         await self._pass()
                         await self._keep_partitions()
+                if time.monotonic() >= self._checks.due_at:
+                    await self._checks.look(self._link)
                 if time.monotonic() >= self._sweep_at:
                     await self._sweep()
-                pause_s = min(self._next_pass, next_death, self._sweep_at) - time.monotonic()
+                pause_s = min(self._next_pass, next_death, self._sweep_at, self._checks.due_at) - time.monotonic()
             except DatabaseError as error:
                 self._metrics.database_errors.labels("reap").inc()
                 log.warning("reap_failed", error=brief(error))
@@ -112,6 +124,7 @@ class Reaper:
         await self._store.pauses_forget(self._link)
         await self._store.workers_forget(self._link, sorted(self._absent))
         await self._mend_limits()
+        await self._checks.cast_net(self._link)
         leader = self._lease_owner if self.is_leading else None
         await self._store.reaper_pass(self._link, leader, taken=taken, failed=failed, next_in_s=self.interval_s)
 
@@ -212,6 +225,6 @@ class Reaper:
 
     async def _forget_belongings(self) -> None:
         """Delete steps and logs of runs that are kept no longer."""
-        for forget in (self._steps.steps_forget, self._logs.run_logs_forget):
+        for forget in (self._steps.steps_forget, self._logs.run_logs_forget, self._children.children_forget):
             while await forget(self._link, limit=_BATCH) == _BATCH:
                 continue

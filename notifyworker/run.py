@@ -9,7 +9,7 @@ The vocabulary: what a run is, which states it goes through, and how an attempt 
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,6 +19,7 @@ from uuid import UUID
 
 from notifyworker import payload as payloads
 from notifyworker.errors import StepError
+from notifyworker.family import ChildOutcome, OnFailure, Start, Starting
 
 if TYPE_CHECKING:
     import asyncpg
@@ -78,6 +79,8 @@ class Outcome:
     was_started: bool = True
     #: What it said last of itself, where that is not written yet.
     progress: str | None = None
+    #: With `to=PENDING`: it is parked in the middle of its handler.
+    waits_for: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the table of transitions does not have."""
@@ -98,6 +101,17 @@ class Desk(Protocol):
     def step(self, run: "Run", name: str, call: Callable[..., Any], *, in_transaction: bool) -> Awaitable[Any]:
         """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
 
+    def start_children(
+        self, run: "Run", starts: "Sequence[Start]", last: "Start | None"
+    ) -> "Awaitable[tuple[list[UUID], UUID | None]] | tuple[list[UUID], UUID | None]":
+        """Note what is to be started, and what when all of that is settled; return the ids. Raises LeaseLost."""
+
+    def join(self, run: "Run", children: "Sequence[UUID] | None", on_failure: OnFailure) -> "Awaitable[list[ChildOutcome]]":
+        """Return the outcomes of children, or park the run. Raises LeaseLost."""
+
+    def event(self, run: "Run", name: str, key: str | None, timeout_s: float | None) -> Awaitable[Any]:
+        """Return the payload of an event, or park the run. Raises LeaseLost."""
+
     def logger(self, run: "Run") -> Any:
         """Return a structlog logger bound to the run."""
 
@@ -110,7 +124,7 @@ class Done:
         yield from ()
 
 
-class Run:
+class Run(Starting):
     """
     One attempt at one run, as its handler sees it.
 
@@ -125,6 +139,7 @@ class Run:
         "_headers",
         "_log",
         "_payload",
+        "_shadow_children",
         "attempt",
         "cancelled",
         "due_at_s",
@@ -184,6 +199,7 @@ class Run:
         self.result: Any = None
         self._desk = desk
         self._effects: list[dict[str, Any]] | None = None
+        self._shadow_children: dict[UUID, ChildOutcome] | None = None
         self._log: Any = None
 
     def __repr__(self) -> str:
@@ -333,6 +349,14 @@ class Run:
     def recorded_effects(self) -> str | None:
         """What a shadow run would have done, as JSON; None for a live run."""
         return payloads.encode_leniently(self._effects or []) if self.is_shadow else None
+
+    def _desk_of(self) -> Desk:
+        return self.desk
+
+    def _in_shadow(self) -> dict[UUID, ChildOutcome] | None:
+        if self.is_shadow and self._shadow_children is None:
+            self._shadow_children = {}
+        return self._shadow_children
 
     def sit_at(self, desk: Desk) -> None:
         """Ask another desk from now on: of a thread, of a process."""

@@ -39,7 +39,7 @@ PREFIX = r"(/[A-Za-z0-9._~-]+){0,8}"
 
 _LAPSE = 0.9  # of a lease without a renewal: then it may be another's soon
 
-_SECRETS = frozenset({"dsn", "listen_dsn", "admin_dsn", "token", "tokens"})
+_SECRETS = frozenset({"dsn", "listen_dsn", "admin_dsn", "read_dsn", "token", "tokens"})
 _Seconds = Annotated[float, Field(gt=0, le=86400 * 366, allow_inf_nan=False)]
 _Names = Annotated[list[str] | None, NoDecode]
 
@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     dsn: SecretStr | None = None
     listen_dsn: SecretStr | None = None
     admin_dsn: SecretStr | None = None
+    read_dsn: SecretStr | None = None
     schema_name: str = Field("notifyworker", alias="schema", validation_alias="NOTIFYWORKER_SCHEMA")
 
     project_ids: _Names = None
@@ -65,6 +66,7 @@ class Settings(BaseSettings):
     processes: int | None = Field(None, ge=1, le=10_000)
     shadow: Literal["honour", "enforce"] = "honour"
 
+    listen: bool = True
     poll_interval_s: _Seconds = 5.0
     progress_interval_s: float = Field(0.5, ge=0, le=3600, allow_inf_nan=False)
     lease_s: _Seconds = 60.0

@@ -30,6 +30,7 @@ class Slots:
     """
     The runs that are executed here, and those that wait for a slot.
 
+    `settle` is awaited with the outcome of an attempt that writes something together with it, and returns what is left to do.
     `on_begun` is called when an attempt begins, `on_ended` once for each attempt with its outcome (None: nothing is to
     be written), `on_over` when its handler has really ended, which may be later, `on_free` when a slot has become free,
     `on_stuck` for one whose handler ignores its end. In place of up to `replaced` such handlers others are executed; any
@@ -43,6 +44,7 @@ class Slots:
         execute: Callable[[Attempt], Awaitable[Outcome | None]],
         *,
         worker: str,
+        settle: Callable[[Attempt, Outcome], Awaitable[Outcome | None]],
         on_begun: Callable[[Attempt], None],
         on_ended: Callable[[Attempt, Outcome | None], None],
         on_over: Callable[[Attempt], None],
@@ -53,6 +55,7 @@ class Slots:
         self._replaced = replaced
         self._execute = execute
         self._worker = worker
+        self._settle_together = settle
         self._on_begun = on_begun
         self._on_ended = on_ended
         self._on_over = on_over
@@ -225,6 +228,8 @@ class Slots:
             self._start_another()
             try:
                 outcome = await self._execute(attempt)
+                if attempt.writes is not None and outcome is not None and not attempt.is_settled:
+                    outcome = await self._settle_together(attempt, outcome)
             except Exception as error:  # noqa: BLE001 - a mistake of ours: it costs this run its attempt, not its siblings
                 log.critical("execute_failed", run_id=str(attempt.run.run_id), error=outline(error))
                 outcome = outcome_of_error(attempt, error, self._worker)  # it counts: the same may happen again

@@ -85,15 +85,20 @@ class Steps:
         if in_transaction and attempt.is_in_transaction:
             message = f"step_transaction {name!r} is called inside of transaction()"
             raise StepError(message, hint="write on that connection: it is committed together with the run's settle")
+        position, is_recorded, text = await self.find(attempt, name)
+        if not is_recorded:
+            text = await self._execute(attempt, position, name, call, in_transaction=in_transaction)
+        return None if text is None else payloads.decode(text)
+
+    async def find(self, attempt: Attempt, name: str) -> tuple[int, bool, str | None]:
+        """Return the position of a step that the handler calls, and whether it is recorded, with which result. Raises StepError, LeaseLost."""
         journal = self._journal(attempt)
         position = journal.call(name)
         await self._load(attempt, journal)
         recorded = journal.find(position, name)
-        if recorded is not None:
-            text = recorded.result if recorded.is_here else await self._result(attempt, position)
-        else:
-            text = await self._execute(attempt, position, name, call, in_transaction=in_transaction)
-        return None if text is None else payloads.decode(text)
+        if recorded is None:
+            return position, False, None
+        return position, True, recorded.result if recorded.is_here else await self._result(attempt, position)
 
     def _journal(self, attempt: Attempt) -> Journal:
         if attempt.why == "lost":
@@ -111,14 +116,14 @@ class Steps:
                 return
             recorded: list[Recorded] = []
             if attempt.run.lease_token > 1:  # under the first lease of its life nothing can be there
-                rows = await _asked(lambda: self._steps.steps_load(self._link, attempt.run, self._lease_owner))
+                rows = await asked(lambda: self._steps.steps_load(self._link, attempt.run, self._lease_owner))
                 if rows is None:
                     self._lost(attempt)
                 recorded = [Recorded(row["position"], row["name"], row["is_here"], row["result"]) for row in rows]
             journal.load(recorded)
 
     async def _result(self, attempt: Attempt, position: int) -> str | None:
-        rows = await _asked(lambda: self._steps.step_result(self._link, attempt.run, self._lease_owner, position))
+        rows = await asked(lambda: self._steps.step_result(self._link, attempt.run, self._lease_owner, position))
         if not rows:
             self._lost(attempt)
         text: str | None = rows[0]["result"]
@@ -248,7 +253,7 @@ class Steps:
             done.set_result(became)
 
 
-async def _asked(question: Callable[[], Awaitable[_T]]) -> _T:
+async def asked(question: Callable[[], Awaitable[_T]]) -> _T:
     """Ask the database until it answers. Ends with the handler, which is cancelled when its lease can't be kept."""
     backoff = Backoff(cap_s=1.0)
     while True:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from importlib import resources
 from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import asyncpg
 
+from notifyworker.data import folder
 from notifyworker.database import Queryable
 from notifyworker.lanes import Batch, Lane
 from notifyworker.migrate import render
@@ -116,12 +116,11 @@ class Store:
     """The statements of one installation: of one schema's name."""
 
     def __init__(self, schema: str) -> None:
-        folder = resources.files("notifyworker") / "sql"
         self.schema = schema
         # Read when a worker is made, so that a missing file fails at start and not at 3 a.m.
         self._sql = {
             file.name[:-4]: render(file.read_text(encoding="utf-8"), schema)
-            for file in folder.iterdir()
+            for file in folder("sql").iterdir()
             if file.name.endswith(".sql")
         }
 

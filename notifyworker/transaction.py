@@ -69,6 +69,10 @@ class Transactions:
         self._opening = asyncio.Lock()
         self._committing: set[asyncio.Task[None]] = set()
 
+    def used(self) -> int:
+        """Return how many connections handlers have now."""
+        return 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
+
     def close(self) -> None:
         """Cut all connections."""
         if self._pool is not None:
@@ -129,6 +133,20 @@ class Transactions:
             await self._before([(attempt.run.run_id, attempt.run.lease_token)])
             await self.unhurried(self._commit(connection, transaction, attempt, outcome))
 
+    async def settle(
+        self, attempt: Attempt, outcome: Outcome, settle: Callable[[Connection, Outcome], Awaitable[bool]] | None = None
+    ) -> None:
+        """
+        Settle a run after its handler, together with what is inserted with it: in one transaction, by `settle` or as usual.
+
+        Raises LeaseLost; and DatabaseError: nothing was written.
+        """
+        await self._before([(attempt.run.run_id, attempt.run.lease_token)])
+        async with self.connection() as connection:
+            transaction = connection.transaction(isolation="read_committed")
+            await transaction.start()
+            await self.unhurried(self._commit(connection, transaction, attempt, outcome, settle))
+
     @asynccontextmanager
     async def connection(self, given: "Connection | None" = None) -> AsyncIterator[Connection]:
         """Take one of the connections for handlers, for the length of a block; or the handler's own."""
@@ -178,11 +196,18 @@ class Transactions:
                 task.exception()  # what the handler would have heard of, had it not been cancelled
             raise
 
-    async def _commit(self, connection: Connection, transaction: Transaction, attempt: Attempt, outcome: Outcome) -> None:
+    async def _commit(
+        self,
+        connection: Connection,
+        transaction: Transaction,
+        attempt: Attempt,
+        outcome: Outcome,
+        settle: Callable[[Connection, Outcome], Awaitable[bool]] | None = None,
+    ) -> None:
         attempt.is_committing = True
         try:
             async with asyncio.timeout(_COMMIT_S):
-                await self._settle(connection, transaction, attempt, outcome)
+                await self._settle(connection, transaction, attempt, outcome, settle or self._settled)
                 await transaction.commit()
         except DatabaseError as error:
             if is_refusal(error):
@@ -197,7 +222,14 @@ class Transactions:
         attempt.is_settled = True
         self._on_settled([outcome])
 
-    async def _settle(self, connection: Connection, transaction: Transaction, attempt: Attempt, outcome: Outcome) -> None:
+    async def _settle(
+        self,
+        connection: Connection,
+        transaction: Transaction,
+        attempt: Attempt,
+        outcome: Outcome,
+        settle: Callable[[Connection, Outcome], Awaitable[bool]],
+    ) -> None:
         """
         Settle it here; or find it locked by somebody for a moment (its own heartbeat, a cancel), and try again.
 
@@ -208,7 +240,9 @@ class Transactions:
         run, backoff = attempt.run, Backoff(cap_s=0.2)
         lease = {run.run_id: run.lease_token}
         await connection.execute(IN_TRANSACTION)
-        while not await self._settled(connection, outcome):
+        if attempt.writes is not None:
+            await attempt.writes(connection, attempt, outcome)
+        while not await settle(connection, outcome):
             if not await self._store.held(connection, self._lease_owner, lease):
                 await roll_back(connection, transaction)
                 self._on_lost(attempt)

@@ -7,11 +7,11 @@ Nothing here writes or locks, and every look has a bound on what it counts or re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import resources
 from uuid import UUID
 
 import asyncpg
 
+from notifyworker.data import folder
 from notifyworker.database import Queryable
 from notifyworker.migrate import render
 
@@ -44,9 +44,9 @@ class Views:
     """The statements of one installation that only look."""
 
     def __init__(self, schema: str) -> None:
-        folder = resources.files("notifyworker") / "sql"
+        files = folder("sql")
         self._sql = {
-            name: render((folder / f"{name}.sql").read_text(encoding="utf-8"), schema)
+            name: render((files / f"{name}.sql").read_text(encoding="utf-8"), schema)
             for name in ("runs_find", "runs_changed", "kinds_list")
         }
 

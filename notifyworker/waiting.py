@@ -15,7 +15,8 @@ from uuid import UUID
 
 import asyncpg
 
-from notifyworker.database import Connection, DatabaseError, brief, hears_notifications, reconnect
+from notifyworker.database import Connection, DatabaseError, brief, reconnect
+from notifyworker.hearing import why_deaf
 from notifyworker.observe import log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.settings import CONNECT_S
@@ -34,9 +35,10 @@ _REFUSED = (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError, 
 class Waiting:
     """What one client waits for. One connection, opened at the first wait and closed when nobody has waited for a while."""
 
-    def __init__(self, dsn: str, store: Store) -> None:
+    def __init__(self, dsn: str, store: Store, *, listens: bool = True) -> None:
         self._dsn = dsn
         self._store = store
+        self._listens = listens
         self._channel = f"{store.schema}_wait_{secrets.token_hex(8)}"
         self._waits: dict[UUID, set[Wait]] = {}
         self._expected: set[UUID] = set()
@@ -51,7 +53,7 @@ class Waiting:
         wait = Wait(self, run_id)
         self._waits.setdefault(run_id, set()).add(wait)
         self._changed.set()
-        if self._task is None and not self._closed:
+        if self._listens and self._task is None and not self._closed:
             self._task = asyncio.create_task(self._live(), name="notifyworker waiting")
         try:
             yield wait
@@ -110,8 +112,7 @@ class Waiting:
 
         connection.add_termination_listener(end)
         async with asyncio.timeout(2 * CONNECT_S):
-            if not await hears_notifications(self._dsn, schema=self._store.schema, listener=connection):
-                message = "nothing can be heard through a transaction pooler"
+            if (message := await why_deaf(self._dsn, schema=self._store.schema, listener=connection)) is not None:
                 raise asyncpg.ReadOnlySQLTransactionError(message)
             await connection.add_listener(self._channel, self._heard)
         backoff.reset()

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from notifyworker.database import Connection, DatabaseError, brief, hears_notifications, reconnect
+from notifyworker.database import Connection, DatabaseError, brief, reconnect
+from notifyworker.hearing import POOLER, why_deaf
 from notifyworker.lanes import EPOCH
 from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
@@ -48,8 +49,8 @@ class Listener:
         self.on_queue_usage: Callable[[float], None] = lambda _usage: None
         self.burst_per_s = float("inf")
         self.is_hearing = False
-        #: True behind a transaction pooler: LISTEN is accepted there, and nothing is ever heard.
-        self.is_deaf = False
+        #: Why nothing can be heard here, such as behind a transaction pooler: LISTEN is accepted there, and deaf.
+        self.why_deaf: str | None = None
         self.silent_since = time.monotonic()
         #: Why nothing can be heard.
         self.error = ""
@@ -67,7 +68,7 @@ class Listener:
                 self._wake.set()  # a look by the claim loop finds out at once whether there still is a database
             finally:
                 self._not_hearing()
-            await asyncio.sleep(DEAF_RETRY_S if self.is_deaf else backoff.next_s())
+            await asyncio.sleep(DEAF_RETRY_S if self.why_deaf else backoff.next_s())
 
     async def _listen(self, backoff: Backoff) -> None:
         self._connection = connection = await reconnect(self._dsn, schema=self._schema, purpose="listener")
@@ -75,15 +76,11 @@ class Listener:
         connection.add_termination_listener(lambda _connection: ended.set())
         # Tested before LISTEN: behind a transaction pooler that would stay on a connection that others use.
         async with asyncio.timeout(2 * CONNECT_S):  # the self-test connects once more
-            was_deaf, self.is_deaf = (
-                self.is_deaf,
-                not await hears_notifications(self._dsn, schema=self._schema, listener=connection),
-            )
-        if self.is_deaf:
+            was_deaf, self.why_deaf = self.why_deaf, await why_deaf(self._dsn, schema=self._schema, listener=connection)
+        if self.why_deaf:
             if not was_deaf:
-                log.warning(
-                    "listen_is_deaf", hint="a transaction pooler? give listen_dsn, a direct connection; polling until then"
-                )
+                hint = "give listen_dsn, a direct connection; polling until then" if self.why_deaf == POOLER else "polling"
+                log.warning("listen_is_deaf", why=self.why_deaf, hint=hint)
             return
         async with asyncio.timeout(CONNECT_S):
             await connection.add_listener(self._schema, self._heard)

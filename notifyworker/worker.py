@@ -19,12 +19,18 @@ from typing import Any
 from uuid import UUID
 
 from notifyworker.batch import Batches
+from notifyworker.budget import open_together
 from notifyworker.cancel import Cancels
+from notifyworker.children import Children
 from notifyworker.claim import Claims
 from notifyworker.database import Connection, DatabaseError, Link, brief, explain, reconnect
+from notifyworker.depth import Depth
 from notifyworker.errors import Code, LeaseLost, PauseKind, StartError
+from notifyworker.events import EventWaits
 from notifyworker.execute import Attempt, error_entry, execute, released
+from notifyworker.family import ChildOutcome, OnFailure, Start
 from notifyworker.handlers import Handler
+from notifyworker.hearing import POOLER, inserts_wake
 from notifyworker.leader import Leader
 from notifyworker.lease import LeaseKeeper
 from notifyworker.migrate import check, open_or_explain
@@ -69,6 +75,7 @@ class Conductor:
         self._max_result_bytes = settings.max_result_bytes
         self._stopping = False
         self._queue_usage = 0.0
+        self._inserts_wake = True
         self._sink: Callable[[dict[str, object]], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: set[asyncio.Task[None]] = set()
@@ -104,12 +111,14 @@ class Conductor:
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, settings.replaced_slots, self._execute, worker=self.lease_owner,
+            settle=self._settle_with_children,
             on_begun=self._begun, on_ended=self._ended, on_over=self._over, on_free=self._slot_is_free,
             on_stuck=lambda attempt: self.metrics.ignored.labels(attempt.run.kind).inc(),
         )  # fmt: skip
         self.batches = Batches(self._threads, lambda: self.slots.running + self.slots.lingering < settings.concurrency)
         self.batches.warn(self._handlers, settings.concurrency)
         self.metrics.stuck.set_function(lambda: self.slots.stuck)
+        self.metrics.beat_age.set_function(lambda: self.keeper.beat_age_s())  # noqa: PLW0108 - made below
         self.listener = Listener(direct, settings.schema_name, wake, self.metrics)
         self.leader = Leader(direct, self.store, self.lease_owner, wake, self.metrics, tick_s=settings.wake_tick_s)
         self.reaper = Reaper(self.store, self._side_link, self.lease_owner, self.metrics, interval_s=settings.reaper_interval_s)
@@ -125,12 +134,23 @@ class Conductor:
         self.transactions = Transactions(
             self.store, self.dsn, self._side_link, self.lease_owner,
             connections=settings.transaction_connections, unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes,
-            progress=lambda run: self.progress.unwritten(run),  # noqa: PLW0108 - made below
+            progress=self._unwritten,
             before=self.logs.finish, on_settled=self._settled, on_ended=self._ended, on_lost=partial(self._lost_inside, "transaction"),
         )  # fmt: skip
+        self.metrics.connections.labels("transactions").set_function(self.transactions.used)
+        self.metrics.connections_allowed.labels("transactions").set(settings.transaction_connections)
         self.steps = Steps(
             self.store, self._side_link, self.lease_owner, threads=self._threads, transactions=self.transactions,
             unknown_s=settings.lease_s, max_result_bytes=lambda: self._max_result_bytes, on_lost=partial(self._lost_inside, "step"),
+        )  # fmt: skip
+        parking: dict[str, Any] = {"progress": self._unwritten, "on_parked": partial(self.slots.end, why="parked")}
+        self.children = Children(
+            self.store, self._side_link, self.lease_owner, transactions=self.transactions,
+            max_payload_bytes=lambda: self.max_payload_bytes, on_lost=partial(self._lost_inside, "start"), **parking,
+        )  # fmt: skip
+        self.event_waits = EventWaits(
+            self.store, self._side_link, self.lease_owner, steps=self.steps, unhurried=self.transactions.unhurried,
+            before=self.logs.finish, on_settled=self._settled, on_lost=partial(self._lost_inside, "event"), **parking,
         )  # fmt: skip
         exits = (settings.on_lapse or ("exit" if standalone else "log")) == "exit"
         self.keeper = LeaseKeeper(
@@ -148,6 +168,14 @@ class Conductor:
             lease_of=self.slots.lease_of, on_lost=self._lost, unsure=self.keeper.announce,
         )  # fmt: skip
         self.scheduler = Scheduler(self.store, self._side_link, self.metrics)
+        self.depth = Depth(
+            self.store,
+            self._side_link,
+            self.metrics,
+            kinds=self._handlers,
+            looks=lambda: self.reaper.is_leading or self.reaper.stands_in,
+        )
+        self.listener.why_deaf = None if settings.listen else "listen is off"
         self.listener.on_message = self._heard
         self.listener.on_late = self.leader.on_late = self.claims.lower
         self.listener.on_ready = self.turns.heard
@@ -171,20 +199,27 @@ class Conductor:
             async with asyncio.timeout(CONNECT_S):
                 await check(connection, self.store.schema, self.dsn)
                 await self._adopt_fleet_settings(connection)
+                self._inserts_wake = await inserts_wake(connection, self.store.schema)
         except DatabaseError as error:
             raise explain(error, self.dsn) from None
         finally:
             connection.terminate()
+        if not self._inserts_wake:
+            log.warning("inserts_wake_nobody", hint="the trigger wake of runs is disabled, or not there: polling")
         self.keeper.start()
         try:
             await self.keeper.started
         except DatabaseError as error:
             raise explain(error, self.keeper.dsn) from None
+        try:
+            await open_together([self._links[purpose] for purpose in ("claim", "settle", "side")])
+        except DatabaseError as error:
+            raise explain(error, self.dsn) from None
         self.keeper.ended.add_done_callback(self._keeper_ended)
         for name, loop in (
-            ("listener", self.listener.run()), ("leader", self.leader.run()), ("settler", self.settler.run()),
+            *([("listener", self.listener.run())] if self.settings.listen else []), ("leader", self.leader.run()), ("settler", self.settler.run()),
             ("reaper", self.reaper.run()), ("vacuum", self.vacuum.run()), ("scheduler", self.scheduler.run()),
-            ("run logs", self.logs.run()),
+            ("run logs", self.logs.run()), ("depth", self.depth.run()),
             ("places", self.places.run()), ("cancels", self.cancels.run()), ("progress", self.progress.run()),
             ("claims", self.claims.run()),
         ):  # fmt: skip
@@ -425,6 +460,9 @@ class Conductor:
         if what == "cancel":
             self.cancels.heard(argument)
             return
+        if what == "check":
+            self.reaper.check()
+            return
         if what == "drain":
             if argument == self.lease_owner:
                 self.keeper.announce()  # the answer says what is asked
@@ -444,6 +482,24 @@ class Conductor:
     async def step(self, run: Run, name: str, call: Callable[..., Any], *, in_transaction: bool) -> Any:
         """Return what is recorded of a step, or call and record it. Raises LeaseLost."""
         return await self.steps.execute(self._attempt_of(run, "step"), name, call, in_transaction=in_transaction)
+
+    async def _settle_with_children(self, attempt: Attempt, outcome: Outcome) -> Outcome | None:
+        return await self.children.settle(attempt, outcome)
+
+    def _unwritten(self, run: Run) -> str | None:
+        return self.progress.unwritten(run)
+
+    async def start_children(self, run: Run, starts: Sequence[Start], last: Start | None) -> tuple[list[UUID], UUID | None]:
+        """Note what is to be started, and what when all of that is settled; return the ids. Raises LeaseLost."""
+        return await self.children.start(self._attempt_of(run, "start"), starts, last)
+
+    async def join(self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure) -> list[ChildOutcome]:
+        """Return the outcomes of children, or park the run. Raises LeaseLost."""
+        return await self.children.join(self._attempt_of(run, "join"), children, on_failure)
+
+    async def event(self, run: Run, name: str, key: str | None, timeout_s: float | None) -> Any:
+        """Return the payload of an event, or park the run. Raises LeaseLost, EventTimeout."""
+        return await self.event_waits.wait(self._attempt_of(run, "event"), name, key, timeout_s)
 
     def _attempt_of(self, run: Run, during: str) -> Attempt:
         attempt = self.slots.get(run.run_id)
@@ -506,10 +562,12 @@ class Conductor:
         if drain_asked is self.claims.is_held:
             return
         self.claims.hold(is_held=drain_asked)
-        log.info("drain_asked" if drain_asked else "drain_undone", running=self.slots.running)
         if drain_asked:
+            log.info("drain_asked", running=self.slots.running)
             for run in self.slots.take_waiting():
                 self._give_back(run)
+        else:
+            log.info("drain_undone", running=self.slots.running)
         self.keeper.announce()
 
     def _describe(self, has_presence: bool) -> tuple[Any, ...]:  # noqa: FBT001 - called back with it alone
@@ -536,11 +594,14 @@ class Conductor:
     def restrictions(self) -> list[str]:
         """What this worker does its job without."""
         reasons = []
-        if self.listener.is_deaf:
-            found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
-            reasons.append(
-                f"nothing can be heard through a transaction pooler: {found}; listen_dsn, a direct connection, gives back all of it"
-            )
+        found = f"runs are found by polling, each {self.settings.poll_interval_s:g} s"
+        if self.listener.why_deaf:
+            mends = "; listen_dsn, a direct connection, gives back all of it" if self.listener.why_deaf == POOLER else ""
+            reasons.append(f"{self.listener.why_deaf}: {found}{mends}")
+        if not self._inserts_wake:
+            reasons.append(f"the trigger that wakes is disabled, or not there: {found}")
+        if not self.leader.locks_hold:
+            reasons.append("advisory locks do not hold on this server: nobody leads, and runs of the dead wait for their leases")
         return reasons + self.slots.restrictions()
 
     def health(self) -> list[str]:
@@ -558,7 +619,7 @@ class Conductor:
         stall = self.keeper.last_stall
         if stall is not None and now - stall[1] < self.settings.heartbeat_interval_s:
             reasons.append(f"the event loop stood still for {stall[0]:.0f} s: a handler blocks it")
-        if not self.listener.is_hearing and not self.listener.is_deaf and now - self.listener.silent_since > CONNECT_S:
+        if not self.listener.is_hearing and not self.listener.why_deaf and now - self.listener.silent_since > CONNECT_S:
             reasons.append(
                 f"no notification can be heard for {now - self.listener.silent_since:.0f} s, and runs are found by polling: "
                 f"{self.listener.error}"

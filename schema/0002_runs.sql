@@ -30,6 +30,7 @@ CREATE TABLE {schema}.runs (
     errors           jsonb       NOT NULL DEFAULT '[]',
     progress         jsonb,
     replay_of        uuid,  -- the settled run that this one repeats; last, where a null costs nothing
+    parent_id        uuid,  -- the run that started it, which is told of its end (0021)
 
     CONSTRAINT runs_pkey PRIMARY KEY (run_id),
     CONSTRAINT kind_has_1_to_200_characters CHECK (char_length(kind) BETWEEN 1 AND 200),
@@ -47,8 +48,10 @@ CREATE TABLE {schema}.runs (
     CONSTRAINT headers_is_an_object CHECK (jsonb_typeof(headers) = 'object'),
     CONSTRAINT errors_is_an_array CHECK (jsonb_typeof(errors) = 'array'),
     CONSTRAINT shadow_by_is_run_or_worker CHECK (shadow_by IS NULL OR (is_shadow AND shadow_by IN ('run', 'worker'))),
-    CONSTRAINT waits_for_key_while_pending CHECK (
-        waits_for IS NULL OR (waits_for = 'key' AND concurrency_key IS NOT NULL AND state = 'pending')),
+    -- For a key before it begins; for its children or an event in the middle of its handler, without a slot.
+    CONSTRAINT waits_for_something_while_pending CHECK (
+        waits_for IS NULL OR (state = 'pending' AND (
+            waits_for IN ('children', 'event') OR (waits_for = 'key' AND concurrency_key IS NOT NULL)))),
     CONSTRAINT is_limited_while_running CHECK (NOT is_limited OR state = 'running'),
     CONSTRAINT max_attempts_is_at_least_1 CHECK (max_attempts >= 1),
     CONSTRAINT attempt_is_within_max_attempts CHECK (attempt >= 0 AND attempt <= max_attempts),

@@ -2,7 +2,7 @@
 -- grants by column do not reach the shards of a distributed table, and the owner of the schema passes by them.
 
 CREATE FUNCTION {schema}.refuse() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     column_name text := CASE
         WHEN NEW.state <> 'pending' THEN 'state'
@@ -18,8 +18,13 @@ DECLARE
         WHEN NEW.replay_of IS NOT NULL THEN 'replay_of'
         WHEN NEW.waits_for IS NOT NULL THEN 'waits_for'
         WHEN NEW.is_limited THEN 'is_limited'
+        WHEN NEW.parent_id IS NOT NULL AND NOT EXISTS (
+            SELECT FROM {schema}.children AS c WHERE c.child_id = NEW.run_id AND c.parent_id = NEW.parent_id) THEN 'parent_id'
     END;
 BEGIN
+    IF column_name IS NULL AND NEW.parent_id IS NOT NULL THEN
+        RETURN NEW;  -- its payload was measured when its parent started it
+    END IF;
     IF column_name IS NOT NULL THEN
         RAISE EXCEPTION 'column "%" of {name}.runs is set by the system', column_name
             USING ERRCODE = 'invalid_parameter_value', COLUMN = column_name,
@@ -41,7 +46,7 @@ BEGIN
             NEW.state <> 'pending' OR NEW.attempt <> 0 OR NEW.lease_token <> 0 OR NEW.lease_owner IS NOT NULL
             OR NEW.lease_expires_at IS NOT NULL OR NEW.started_at IS NOT NULL OR NEW.created_at <> now()
             OR NEW.progress IS NOT NULL OR NEW.errors <> '[]' OR NEW.shadow_by IS NOT NULL OR NEW.replay_of IS NOT NULL
-            OR NEW.waits_for IS NOT NULL OR NEW.is_limited OR octet_length(NEW.payload::text) > %s)
+            OR NEW.waits_for IS NOT NULL OR NEW.is_limited OR NEW.parent_id IS NOT NULL OR octet_length(NEW.payload::text) > %s)
         EXECUTE FUNCTION {schema}.refuse()$trigger$,
         (SELECT (value #>> '{}')::numeric::bigint FROM {schema}.settings WHERE name = 'max_payload_bytes'));
 END $$;

@@ -121,12 +121,13 @@ BEGIN
     IF EXISTS (SELECT FROM {schema}.waiters) THEN
         PERFORM {schema}.tell_waiters(ARRAY[cancel.run_id]);
     END IF;
+    PERFORM {schema}.cancel_children(ARRAY[cancel.run_id]);
     RETURN 'cancelled';
 END $$;
 
 -- A settled run goes back to pending under the same id. The lease token is carried along, so that no worker of an
 -- earlier life can settle it. The INSERT has the producer's columns only, as the guard demands. Its steps (0017) are executed
--- again as well; with from_step only those from this position on, and one more than are recorded keeps all.
+-- again as well, and its children (0021) started again; with from_step only steps from this position on, and one more than are recorded keeps all.
 -- With a payload that one takes the place of the old.
 CREATE FUNCTION {schema}.retry(run_id uuid, from_step integer DEFAULT NULL, payload jsonb DEFAULT NULL) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -153,7 +154,8 @@ BEGIN
         old.timeout, CASE WHEN old.expires_at > now() THEN old.expires_at END, old.idempotency_key, old.concurrency_key,
         old.is_shadow AND old.shadow_by IS DISTINCT FROM 'worker', old.headers);
     UPDATE {schema}.runs AS r
-       SET created_at = old.created_at, lease_token = old.lease_token, errors = old.errors, replay_of = old.replay_of
+       SET created_at = old.created_at, lease_token = old.lease_token, errors = old.errors, replay_of = old.replay_of,
+           parent_id = {schema}.come_back(old.run_id)
      WHERE r.run_id = old.run_id;
     IF from_step IS NOT NULL THEN
         SELECT coalesce(max(s.position), 0) INTO steps FROM {schema}.steps AS s
@@ -166,6 +168,9 @@ BEGIN
     END IF;
     DELETE FROM {schema}.steps AS s
      WHERE s.run_id = old.run_id AND s.run_created_at = old.created_at AND s.position >= coalesce(from_step, 1);
+    IF from_step IS NULL THEN
+        PERFORM {schema}.start_over(ARRAY[old.run_id]);
+    END IF;
     RETURN old.run_id;
 EXCEPTION
     WHEN unique_violation THEN
@@ -217,6 +222,15 @@ BEGIN
         DELETE FROM {schema}.steps AS s USING gone WHERE s.run_id = gone.run_id AND s.run_created_at = gone.created_at
     ), of_log AS (
         DELETE FROM {schema}.run_logs AS l USING gone WHERE l.run_id = gone.run_id AND l.run_created_at = gone.created_at
+    ), of_groups AS (
+        DELETE FROM {schema}.child_groups AS g USING gone
+         WHERE g.parent_id = gone.run_id AND g.parent_created_at = gone.created_at
+    ), of_children AS (
+        DELETE FROM {schema}.children AS c USING gone
+         WHERE c.parent_id = gone.run_id AND c.parent_created_at = gone.created_at
+    ), of_parent AS (
+        UPDATE {schema}.children AS c SET state = 'deleted', settled_at = now(), error = NULL, result = NULL
+          FROM gone WHERE c.child_id = gone.run_id
     )
     SELECT EXISTS (SELECT FROM gone) INTO was_there;
     IF was_there THEN

@@ -61,7 +61,8 @@ BEGIN
     END IF;
     FOREACH relation IN ARRAY ARRAY['{schema}.runs', '{schema}.run_history', '{schema}.reaps', '{schema}.idempotency_keys',
         '{schema}.schedules', '{schema}.limits', '{schema}.places', '{schema}.rates', '{schema}.shares',
-        '{schema}.debounces', '{schema}.steps', '{schema}.run_logs']::regclass[] LOOP
+        '{schema}.debounces', '{schema}.steps', '{schema}.run_logs', '{schema}.children', '{schema}.child_groups', '{schema}.events',
+        '{schema}.event_waits']::regclass[] LOOP
         EXECUTE format('DROP POLICY IF EXISTS own_projects ON %s', relation);
         EXECUTE format('DROP POLICY IF EXISTS workers ON %s', relation);
         IF wanted THEN
@@ -78,6 +79,8 @@ BEGIN
         UNION ALL SELECT '{schema}.idempotency_keys'::regclass UNION ALL SELECT '{schema}.schedules'::regclass
         UNION ALL SELECT '{schema}.steps'::regclass UNION ALL SELECT '{schema}.run_logs'::regclass
         UNION ALL SELECT '{schema}.debounces'::regclass
+        UNION ALL SELECT '{schema}.children'::regclass UNION ALL SELECT '{schema}.child_groups'::regclass
+        UNION ALL SELECT '{schema}.events'::regclass UNION ALL SELECT '{schema}.event_waits'::regclass
         UNION ALL SELECT '{schema}.limits'::regclass UNION ALL SELECT '{schema}.places'::regclass
         UNION ALL SELECT '{schema}.rates'::regclass UNION ALL SELECT '{schema}.shares'::regclass
         UNION ALL SELECT relid FROM pg_partition_tree('{schema}.run_history')

@@ -76,6 +76,7 @@ BEGIN
     IF EXISTS (SELECT FROM {schema}.waiters) THEN
         PERFORM {schema}.tell_waiters(mine);
     END IF;
+    PERFORM {schema}.cancel_children(mine);
     skipped := cardinality(ids) - done;
     last := CASE WHEN cardinality(ids) = cancel_runs.max_runs THEN ids[cancel_runs.max_runs] END;
 END $$;
@@ -145,13 +146,15 @@ BEGIN
         RETURNING run_id)
     SELECT coalesce(array_agg(run_id), '{}') INTO put FROM inserted;
     UPDATE {schema}.runs AS r
-       SET created_at = h.created_at, lease_token = h.lease_token, errors = h.errors, replay_of = h.replay_of
+       SET created_at = h.created_at, lease_token = h.lease_token, errors = h.errors, replay_of = h.replay_of,
+           parent_id = {schema}.come_back(r.run_id)
       FROM unnest(ids, times) AS p (run_id, finished_at)
       JOIN {schema}.run_history AS h ON h.run_id = p.run_id AND h.finished_at = p.finished_at
      WHERE r.run_id = p.run_id AND p.run_id = ANY (put);
     DELETE FROM {schema}.run_history AS h USING unnest(ids, times) AS p (run_id, finished_at)
      WHERE h.run_id = p.run_id AND h.finished_at = p.finished_at AND p.run_id = ANY (put);
     DELETE FROM {schema}.steps AS s WHERE s.run_id = ANY (put);  -- they are executed again as well
+    PERFORM {schema}.start_over(put);
     done := cardinality(put);
     skipped := cardinality(ids) - done;
     last := CASE WHEN cardinality(ids) = retry_runs.max_runs THEN ids[retry_runs.max_runs] END;

@@ -7,14 +7,13 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
 import asyncpg
+import commands
 import pydantic
 import pytest
 from servers import eventually
@@ -29,7 +28,7 @@ from notifyworker.database import LOCK_CLASS, GateLocks
 async def test_a_run_that_comes_back_after_an_idle_time_does_not_end_its_worker(spawn, connection, ledger):
     worker = await spawn(lease_s=3, heartbeat_interval_s=0.3).started()
 
-    run = await settled(connection, await insert(connection, "come_back"), 20)
+    run = await settled(connection, await insert(connection, "come_back"))
 
     assert (run["state"], run["lease_token"]) == ("completed", 2)
     assert not worker.exited()
@@ -41,7 +40,7 @@ async def test_a_row_locked_by_a_stranger_during_one_heartbeat_ends_no_worker(ds
     ids = [await insert(connection, "hold", json.dumps({"until": str(until)})) for _ in range(2)]
     await eventually(lambda: all_run(connection, ids))
     held_for = "SELECT bool_and(now() - started_at > interval '6 s') FROM notifyworker.runs"
-    await eventually(lambda: connection.fetchval(held_for), 10)
+    await eventually(lambda: connection.fetchval(held_for))
     renewed = await connection.fetchval("SELECT lease_expires_at FROM notifyworker.runs WHERE run_id = $1", ids[1])
 
     stranger = await asyncpg.connect(dsn)
@@ -85,7 +84,7 @@ async def test_reaping_happens_though_a_stranger_has_held_the_leaders_lock_from_
     async def handle(run: Run) -> None: ...
 
     async with worker:
-        assert (await settled(connection, run_id, 10))["attempt"] == 2
+        assert (await settled(connection, run_id))["attempt"] == 2
     await stranger.close()
 
 
@@ -141,7 +140,7 @@ async def test_stop_iteration_in_a_plain_handler_fails_the_attempt(make_worker, 
         return next(iter([]))
 
     async with worker:
-        run = await settled(connection, await insert(connection, "a"), 5)
+        run = await settled(connection, await insert(connection, "a"))
 
     assert (run["state"], run["error_code"]) == ("failed", "E-RUN-001")
 
@@ -168,7 +167,7 @@ async def test_a_stranger_who_may_do_nothing_can_not_end_a_run_by_a_notification
         await connection.execute("SELECT pg_notify('notifyworker', $1)", f"cancel:{run_id}")
         await settled(connection, await insert(connection, "b"))  # its notification came after that one
         go_on.set()
-        run = await settled(connection, run_id, 5)
+        run = await settled(connection, run_id)
 
     assert run["result"] == '"done"'
     assert not is_cancelled.is_set()
@@ -216,7 +215,7 @@ async def test_two_attempts_at_one_run_in_one_worker_settle_by_the_newer(make_wo
         await eventually(lambda: began == [1, 2])
         releases[2].set()
         releases[1].set()
-        run = await settled(connection, run_id, 5)
+        run = await settled(connection, run_id)
 
     assert (run["result"], run["attempt"]) == ("2", 2)
 
@@ -246,10 +245,10 @@ async def test_a_worker_outlives_an_outage_if_its_handlers_have_ended(dsn, spawn
         until.touch()
         await eventually(lambda: worker.events("settle_failed"))
         failed_at = time.monotonic()
-        await eventually(lambda: worker.exited() or time.monotonic() - failed_at > 12, 20)  # above every limit of presence
+        await eventually(lambda: worker.exited() or time.monotonic() - failed_at > 12)  # above every limit of presence
         assert not worker.exited()
 
-    run = await settled(connection, run_id, 20)
+    run = await settled(connection, run_id)
     assert (run["state"], run["attempt"]) == ("completed", 1)
 
 
@@ -263,7 +262,7 @@ async def test_an_outage_that_is_over_ends_no_worker_that_has_new_work(dsn, spaw
         # So that the worker always holds something, as one does that has much to do.
         await connection.execute("SELECT FROM notifyworker.runs WHERE run_id = $1 FOR UPDATE", run_id)
         async with outage(dsn):
-            await eventually(lambda: worker.events("leases_lapsed"), 15)
+            await eventually(lambda: worker.events("leases_lapsed"))
         lapsed_at = time.monotonic()
         await connection.execute("SELECT 1")
         other = await asyncpg.connect(dsn)
@@ -320,7 +319,7 @@ async def test_what_is_silent_behind_a_locked_head_is_found_when_the_leader_arms
             await eventually(burst)
             ids += [await insert(connection, "a") for _ in range(10)]
             for run_id in ids:
-                await settled(connection, run_id, 5)
+                await settled(connection, run_id)
     await stranger.close()
 
 
@@ -334,8 +333,8 @@ async def test_readyz_is_not_ready_without_a_database_whatever_the_poll(dsn, mak
         await settled(connection, await insert(connection, "a"))
         assert worker._conductor.is_ready()
         async with outage(dsn):
-            await eventually(lambda: not worker._conductor.is_ready(), 10)
-        await eventually(worker._conductor.is_ready, 10)
+            await eventually(lambda: not worker._conductor.is_ready())
+        await eventually(worker._conductor.is_ready)
 
 
 async def starts_and_waits(conn: asyncpg.Connection) -> bool:
@@ -349,7 +348,7 @@ async def test_a_start_that_has_to_wait_ends_at_a_signal_and_else_with_one_sente
     async with stranger.transaction():
         await stranger.execute("LOCK TABLE notifyworker.settings IN ACCESS EXCLUSIVE MODE")
         worker = spawn()
-        await eventually(lambda: starts_and_waits(connection), 20)
+        await eventually(lambda: starts_and_waits(connection))
         if is_told_to_stop:
             worker.popen.terminate()
         code = await worker.end(10)
@@ -374,12 +373,8 @@ async def test_run_can_be_repeated_after_a_stop(dsn, connection):
 
 async def cli(*arguments: str, dsn: str) -> tuple[int, str]:
     """Exit code and all that was printed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "notifyworker", *arguments, cwd=TESTS, env={**os.environ, "NOTIFYWORKER_DSN": dsn},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    printed, _ = await process.communicate()
-    return process.returncode or 0, printed.decode()
+    code, out, err = await commands.output(arguments, cwd=TESTS, env={**os.environ, "NOTIFYWORKER_DSN": dsn})
+    return code, (out + err).decode()
 
 
 @pytest.mark.parametrize(
@@ -468,8 +463,8 @@ async def test_a_server_that_falls_silent_at_the_listen_is_left(cluster):
 
         conn = await asyncpg.connect(cluster.dsn)
         async with worker:
-            await eventually(lambda: worker._conductor.listener.is_hearing, 20)
-            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
+            await eventually(lambda: worker._conductor.listener.is_hearing)
+            assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
         await conn.close()
 
 
@@ -506,8 +501,8 @@ async def test_a_run_whose_row_is_locked_does_not_hold_up_outcomes_that_come_lat
             go_on.set()
             await eventually(lambda: worker._conductor.settler.backlog == 1)
             for _ in range(5):
-                assert (await settled(connection, await insert(connection, "free"), 5))["state"] == "completed"
-        assert (await settled(connection, run_id, 5))["state"] == "completed"
+                assert (await settled(connection, await insert(connection, "free")))["state"] == "completed"
+        assert (await settled(connection, run_id))["state"] == "completed"
     await stranger.close()
 
 
@@ -656,7 +651,7 @@ async def test_a_claim_whose_answer_was_lost_costs_no_lease_when_nothing_else_is
 
         left = 5
         store.claim = lost
-        run = await settled(connection, await insert(connection, "a"), 10)
+        run = await settled(connection, await insert(connection, "a"))
 
     assert (run["state"], run["attempt"], run["lease_token"]) == ("completed", 1, 2)
     assert "the answer to its claim was lost" in run["errors"]
@@ -676,7 +671,7 @@ async def test_a_look_that_had_to_wait_for_a_lock_does_not_put_off_the_next(dsn,
             await connection.execute("SELECT pg_notify('notifyworker', '')")
             waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND now() - waitstart > interval '0.7 s')"
             await eventually(lambda: connection.fetchval(waits))
-        run = await settled(connection, await insert(connection, "a"), 5)
+        run = await settled(connection, await insert(connection, "a"))
 
     assert run["state"] == "completed"
     await stranger.close()

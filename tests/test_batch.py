@@ -31,7 +31,7 @@ async def insert(db: asyncpg.Connection, count: int) -> list[UUID]:
 
 
 async def all_settled(db: asyncpg.Connection) -> list[asyncpg.Record]:
-    await eventually(lambda: db.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.runs)"), 20)
+    await eventually(lambda: db.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.runs)"))
     return await db.fetch(ALL)
 
 

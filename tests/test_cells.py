@@ -76,12 +76,12 @@ async def load(spawn) -> AsyncIterator[Load]:
         for process in load.fleet:
             await process.started()
         producer = asyncio.create_task(load.produce())
-        await eventually(lambda: load.inserted >= 500, 20)
+        await eventually(lambda: load.inserted >= 500)
         yield load
         producer.cancel()
         await asyncio.gather(producer, return_exceptions=True)
         conn = await until_it_answers(cluster.dsn)
-        await eventually(lambda: is_empty(conn), 30)
+        await eventually(lambda: is_empty(conn))
         settled = await conn.fetchval("SELECT count(*) FROM notifyworker.run_history WHERE state = 'completed'")
         distinct = await conn.fetchval("SELECT count(DISTINCT run_id) FROM notifyworker.run_history")
         await conn.close()
@@ -139,7 +139,7 @@ async def test_full_rate_again_after(load, fault: Callable[[Load], Awaitable[Non
         seen.append(await load.rate())
         return seen[-1] > FULL * before
 
-    await eventually(is_full, 20)
+    await eventually(is_full)
     figures = f"{before:.0f} runs/s before, {[round(rate) for rate in seen]} after, {time.monotonic() - over_at:.1f} s"
     print(f"{fault.__name__}: {figures}")  # noqa: T201 - with -s, for who wants to know
     for process in load.fleet:

@@ -11,13 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import commands
 import pytest
 from servers import as_role, eventually, processes, scratch_directory
 
@@ -91,15 +91,9 @@ async def call(
     timeout_s: float = 60,
 ) -> Done:
     """Run a command to its end. Whatever it says, it says it without a traceback and without a password."""
-    process = await start(*arguments, cwd=cwd, env=env)
-    try:
-        async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate(stdin.encode() if isinstance(stdin, str) else stdin)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    assert process.returncode is not None
-    done = Done(process.returncode, out.decode(), err.decode())
+    given = stdin.encode() if isinstance(stdin, str) else stdin
+    code, out, err = await commands.output(arguments, cwd=cwd or "/", env=environment(env), stdin=given, timeout_s=timeout_s)
+    done = Done(code, out.decode(), err.decode())
     assert "Traceback" not in done.err, done.err
     assert PASSWORD not in done.out + done.err
     return done
@@ -128,7 +122,7 @@ async def running(folder: Path, dsn: str, *options: str) -> AsyncIterator[asynci
         return await connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.workers WHERE pid = $1)", process.pid)
 
     try:
-        await eventually(present, 20)
+        await eventually(present)
         yield process
     finally:
         await connection.close()
@@ -144,12 +138,18 @@ async def state_of(connection: asyncpg.Connection, run_id: str) -> str:
 # Help, version, usage.
 
 
-async def test_version_is_quick() -> None:
+def test_version_is_quick() -> None:
+    """Of three, the least processor time: that of the command, whatever else the machine does."""
     took = []
     for _ in range(3):
-        began = time.monotonic()
-        assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", (await call("--version")).out)
-        took.append(time.monotonic() - began)
+        command = subprocess.Popen([sys.executable, "-m", "notifyworker", "--version"], env=environment(), stdout=subprocess.PIPE)
+        assert command.stdout is not None
+        with command.stdout as out:
+            assert re.fullmatch(rb"\d+\.\d+\.\d+\S*\n", out.read())
+        _, status, used = os.wait4(command.pid, 0)
+        command.returncode = os.waitstatus_to_exitcode(status)
+        assert command.returncode == 0
+        took.append(used.ru_utime + used.ru_stime)
     assert min(took) < 0.25
 
 
@@ -415,9 +415,9 @@ async def test_sigterm_drains(tmp_path: Path, dsn: str, connection: asyncpg.Conn
     async with running(tmp_path, dsn) as worker:
         run_id = await _started(connection, "until", {"file": str(tmp_path / "go")})
         worker.send_signal(signal.SIGTERM)
-        await eventually(lambda: connection.fetchval("SELECT state = 'draining' FROM notifyworker.workers"), 10)
+        await eventually(lambda: connection.fetchval("SELECT state = 'draining' FROM notifyworker.workers"))
         (tmp_path / "go").touch()
-        assert await asyncio.wait_for(worker.wait(), 10) == 0
+        assert await asyncio.wait_for(worker.wait(), 30) == 0
     assert await state_of(connection, run_id) == "completed"
 
 
@@ -428,11 +428,9 @@ async def test_nobody_reads_its_log(tmp_path: Path, dsn: str, connection: asyncp
         worker.stderr._transport.close()
         failing = await _started(connection, "until", {"file": str(tmp_path / "go")})
         await connection.execute("INSERT INTO notifyworker.runs (kind, max_attempts) VALUES ('until', 1)")  # which is logged
-        await eventually(
-            lambda: connection.fetchval("SELECT count(*) = 1 FROM notifyworker.run_history WHERE state = 'failed'"), 30
-        )
+        await eventually(lambda: connection.fetchval("SELECT count(*) = 1 FROM notifyworker.run_history WHERE state = 'failed'"))
         (tmp_path / "go").touch()
-        await eventually(lambda: _is(connection, failing, "completed"), 30)
+        await eventually(lambda: _is(connection, failing, "completed"))
         worker.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(worker.wait(), 30) == 0
 
@@ -441,7 +439,7 @@ async def test_drain_deadline(tmp_path: Path, dsn: str, connection: asyncpg.Conn
     async with running(tmp_path, dsn, "--drain-timeout-s", "0.2") as worker:
         run_id = await _started(connection, "sleep", {"s": 60})
         worker.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(worker.wait(), 10) == 4
+        assert await asyncio.wait_for(worker.wait(), 30) == 4
     run = await connection.fetchrow("SELECT state, attempt, errors FROM notifyworker.all_runs WHERE run_id = $1", run_id)
     assert (run["state"], run["attempt"]) == ("pending", 0)
     assert [error["code"] for error in json.loads(run["errors"])] == ["interrupted"]
@@ -452,9 +450,9 @@ async def test_second_signal(tmp_path: Path, dsn: str, connection: asyncpg.Conne
     async with running(tmp_path, dsn) as worker:
         run_id = await _started(connection, "sleep", {"s": 60})
         worker.send_signal(signal.SIGTERM)
-        await eventually(lambda: connection.fetchval("SELECT state = 'draining' FROM notifyworker.workers"), 10)
+        await eventually(lambda: connection.fetchval("SELECT state = 'draining' FROM notifyworker.workers"))
         worker.send_signal(number)
-        assert await asyncio.wait_for(worker.wait(), 5) == code
+        assert await asyncio.wait_for(worker.wait(), 30) == code
     assert await state_of(connection, run_id) == "pending"
 
 
@@ -462,7 +460,7 @@ async def test_thread_that_never_ends_does_not_keep_the_process(tmp_path: Path, 
     async with running(tmp_path, dsn, "--drain-timeout-s", "0.2") as worker:
         await _started(connection, "stubborn", {})
         worker.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(worker.wait(), 15) == 4
+        assert await asyncio.wait_for(worker.wait(), 30) == 4
 
 
 async def _started(connection: asyncpg.Connection, kind: str, payload: dict[str, Any]) -> str:
@@ -472,7 +470,7 @@ async def _started(connection: asyncpg.Connection, kind: str, payload: dict[str,
     async def is_running() -> bool:
         return await state_of(connection, run_id) == "running"
 
-    await eventually(is_running, 10)
+    await eventually(is_running)
     return run_id
 
 
@@ -482,10 +480,10 @@ async def test_dev_migrates_the_database_that_it_is_given(tmp_path: Path, empty_
     connection = await asyncpg.connect(empty_dsn)
     try:
         present = "SELECT to_regclass('notifyworker.workers') IS NOT NULL"
-        await eventually(lambda: connection.fetchval(present), 20)
-        await eventually(lambda: connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.workers)"), 20)
+        await eventually(lambda: connection.fetchval(present))
+        await eventually(lambda: connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.workers)"))
         worker.send_signal(signal.SIGINT)
-        _out, err = await asyncio.wait_for(worker.communicate(), 20)
+        _out, err = await asyncio.wait_for(worker.communicate(), 30)
         assert worker.returncode == 0
         assert "database: " in err.decode()
         assert "applied 0001" in err.decode()
@@ -504,9 +502,9 @@ async def test_dev_brings_its_own_database(tmp_path: Path) -> None:
             dsn = await _read_until(worker, r"psql '(.+)'")
             assert str(place) in dsn
             connection = await asyncpg.connect(dsn)
-            await eventually(lambda: connection.fetchval("SELECT to_regclass('notifyworker.runs') IS NOT NULL"), 20)
+            await eventually(lambda: connection.fetchval("SELECT to_regclass('notifyworker.runs') IS NOT NULL"))
             run_id = await connection.fetchval("INSERT INTO notifyworker.runs (kind) VALUES ('echo') RETURNING run_id")
-            await eventually(lambda: _is(connection, run_id, "completed"), 20)
+            await eventually(lambda: _is(connection, run_id, "completed"))
             await connection.close()
             worker.send_signal(signal.SIGTERM)
             _out, err = await asyncio.wait_for(worker.communicate(), 30)
@@ -516,7 +514,7 @@ async def test_dev_brings_its_own_database(tmp_path: Path) -> None:
             with contextlib.suppress(ProcessLookupError):
                 worker.kill()
             await worker.communicate()
-            await eventually(lambda: not processes(place), 30)
+            await eventually(lambda: not processes(place))
 
 
 async def _is(connection: asyncpg.Connection, run_id: str, state: str) -> bool:
@@ -766,7 +764,7 @@ async def test_status(tmp_path: Path, dsn: str, connection: asyncpg.Connection) 
     assert re.search(r"leader +none", empty.out)
     async with running(tmp_path, dsn) as worker:
         await _started(connection, "sleep", {"s": 60})
-        await eventually(lambda: connection.fetchval("SELECT leader IS NOT NULL FROM notifyworker.reaper"), 10)
+        await eventually(lambda: connection.fetchval("SELECT leader IS NOT NULL FROM notifyworker.reaper"))
         seen = (await call("status", "--json", env=env)).json()
         shown = (await call("status", env=env)).out
         worker.kill()

@@ -45,7 +45,7 @@ class Lines:
 
     async def interrupt(self, number: signal.Signals = signal.SIGINT) -> int:
         self.process.send_signal(number)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.process.wait()
 
 
@@ -101,7 +101,7 @@ async def on_terminal(
             process.send_signal(signal.SIGINT)
         else:
             then()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await process.wait() == 0, seen
         await eventually(closed.is_set)
     finally:
@@ -217,7 +217,7 @@ async def test_the_time_line(dsn: str, connection: asyncpg.Connection, make_work
     async with worker:
         run_id = await connection.fetchval(INSERT, "flaky", "{}")
         await eventually(
-            lambda: connection.fetchval("SELECT state = 'completed' FROM notifyworker.all_runs WHERE run_id = $1", run_id), 20
+            lambda: connection.fetchval("SELECT state = 'completed' FROM notifyworker.all_runs WHERE run_id = $1", run_id)
         )
     shown, later = [(await call("runs", "show", str(one), env=env)).out for one in (run_id, waiting)]
     events = re.findall(
@@ -248,7 +248,7 @@ async def test_top(dsn: str, connection: asyncpg.Connection, make_worker) -> Non
     async with worker:
         await connection.execute("INSERT INTO notifyworker.runs (kind, max_attempts) SELECT 'good', 1 FROM generate_series(1, 5)")
         await connection.execute("INSERT INTO notifyworker.runs (kind, max_attempts) VALUES ('bad', 1)")
-        await eventually(lambda: connection.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.runs)"), 20)
+        await eventually(lambda: connection.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.runs)"))
     await connection.execute(
         "INSERT INTO notifyworker.runs (kind, run_at) VALUES ('none', now()), ('none', now() + interval '1 h')"
     )
@@ -393,7 +393,7 @@ async def test_enqueue_waits_and_tells_the_outcome(dsn: str, connection: asyncpg
     async with going_on("enqueue", "echo", "--wait", dsn=dsn) as waiting:
         run_id = (await waiting.until("run .*\n", "stderr")).split()[1]
         await connection.execute("SELECT notifyworker.cancel($1::uuid)", run_id)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await waiting.process.wait() == 5
     async with going_on("enqueue", "echo", "--wait", dsn=dsn) as waiting:
         run_id = (await waiting.until("run .*\n", "stderr")).split()[1]

@@ -3,13 +3,16 @@
 import asyncio
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 from cyclopts import App
 from test_cli import environment
@@ -33,6 +36,8 @@ ELSEWHERE = {
     "notifyworker runs tail": "test_cli_looks",
     "notifyworker runs tail --state failed --json": "test_cli_looks",
     "notifyworker bench --runs 5000": "test_cli",
+    "notifyworker mcp": "test_mcp",
+    "notifyworker mcp --allow-writes": "test_mcp",
 }
 APP = """
 from notifyworker import Run, Worker
@@ -45,18 +50,18 @@ async def send(run: Run, payload: dict) -> dict:
 """
 
 
-def commands(app: App, *above: str) -> Iterator[str]:
+def names(app: App, *above: str) -> Iterator[str]:
     for name, command in app.resolved_commands().items():
         if name.startswith("-"):
             continue
         if command.default_command is None:
-            yield from commands(command, *above, name)
+            yield from names(command, *above, name)
         else:
             yield " ".join((*above, name))
 
 
 def test_every_command_has_an_example_that_stands_on_the_page() -> None:
-    assert set(commands(make_app())) == set(EXAMPLES)
+    assert set(names(make_app())) == set(EXAMPLES)
     examples = [line for lines in EXAMPLES.values() for line in lines]
     assert set(examples) == set(LINES)
     for name, lines in EXAMPLES.items():
@@ -87,7 +92,7 @@ async def test_the_examples_do_what_they_say(dsn: str, connection: Any, tmp_path
         for line in LINES:
             if line in ELSEWHERE or line.endswith("| psql"):  # which test_cli pipes into psql
                 continue
-            said[line] = await asyncio.to_thread(_typed, line.replace("8080", port), tmp_path, dsn)
+            said[line] = await _typed(line.replace("8080", port), tmp_path, dsn)
     assert (
         said["""notifyworker enqueue email.send '{"to": "a@example.org"}' --wait --wait-s 60"""]
         == '{"sent_to": "a@example.org"}\n'
@@ -101,9 +106,17 @@ async def test_the_examples_do_what_they_say(dsn: str, connection: Any, tmp_path
     assert "complete" in (tmp_path / ".local/share/bash-completion/completions/notifyworker").read_text()
 
 
-def _typed(line: str, folder: Path, dsn: str) -> str:
+async def _typed(line: str, folder: Path, dsn: str) -> str:
+    """What it prints. A shell is asked only for what is a shell's."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = environment({"NOTIFYWORKER_DSN": dsn, "PATH": path, "HOME": str(folder)})
-    done = subprocess.run(["bash", "-c", line], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, (line, done)
-    return done.stdout
+    if re.search(r"[|<>;&$~*\\`]", line):
+        run = partial(subprocess.run, cwd=folder, env=env, capture_output=True, check=False, timeout=60)
+        done = await asyncio.to_thread(run, ["bash", "-c", line])
+        code, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        name, *arguments = shlex.split(line)
+        assert name == "notifyworker"
+        code, out, err = await commands.output(arguments, cwd=folder, env=env)
+    assert code == 0, (line, out, err)
+    return out.decode()

@@ -81,7 +81,7 @@ async def test_runs_with_one_key_never_run_side_by_side(fleet, ledger, connectio
             await insert(connection, key=key, number=40)
             await insert(connection, kind="b", key=key, number=10)
         await insert(connection, number=50)
-        await eventually(lambda: settled(connection, 150), 20)
+        await eventually(lambda: settled(connection, 150))
         await eventually(lambda: nothing_is_held(connection))
     assert ledger.most["key", "default", "x"] == ledger.most["key", "default", "y"] == 1
     assert set(ledger.attempts.values()) == {1}
@@ -134,7 +134,7 @@ async def test_never_more_at_once_than_a_limit_says(fleet, ledger, connection, l
         for what, most in counts.items():
             await eventually(lambda what=what, most=most: ledger.now[what] == most)
         ledger.go.set()
-        await eventually(lambda: settled(connection, 120), 30)
+        await eventually(lambda: settled(connection, 120))
         await eventually(lambda: nothing_is_held(connection))
     for what, most in counts.items():
         assert ledger.most[what] == most
@@ -175,7 +175,7 @@ async def test_a_rate_lets_begin_so_many_and_sleepers_wake_when_a_token_is_due(f
     async with fleet[0], fleet[1]:
         began = time.monotonic()
         await insert(connection, number=7)
-        await eventually(lambda: settled(connection, 7), 10)
+        await eventually(lambda: settled(connection, 7))
         took = time.monotonic() - began
     assert took >= 0.5 - 0.01  # two at once, then one each tenth of a second
     starts = await connection.fetch("SELECT started_at FROM notifyworker.run_history ORDER BY started_at")
@@ -189,7 +189,7 @@ async def test_a_rate_of_each_key(fleet, ledger, connection):
         began = time.monotonic()
         for key in ("x", "y"):
             await insert(connection, key=key, number=4)
-        await eventually(lambda: settled(connection, 8), 10)
+        await eventually(lambda: settled(connection, 8))
     assert time.monotonic() - began >= 0.59
     for key in ("x", "y"):
         starts = await connection.fetch(
@@ -247,7 +247,7 @@ async def test_the_key_of_a_cancelled_run_is_free_when_its_handler_has_ended(mak
         await eventually(lambda: _is(connection, "SELECT count(*) FROM notifyworker.runs WHERE waits_for = 'key'", 1))
         assert not second.is_set()
         end.set()
-        await asyncio.wait_for(second.wait(), 5)
+        await asyncio.wait_for(second.wait(), 30)
         await eventually(lambda: nothing_is_held(connection))
 
 
@@ -273,7 +273,7 @@ async def test_the_key_of_a_dead_worker_is_free_when_its_runs_are_taken_over(fle
     await connection.execute("UPDATE notifyworker.runs SET lease_expires_at = now() - interval '1 s'")
     await insert(connection, key="x")
     async with fleet[0]:
-        await eventually(lambda: settled(connection, 2), 10)
+        await eventually(lambda: settled(connection, 2))
     assert await nothing_is_held(connection)
 
 
@@ -309,6 +309,6 @@ async def test_ten_thousand_keys_and_one_that_is_hot(fleet, ledger, connection):
         await connection.execute(
             "INSERT INTO notifyworker.runs (kind, concurrency_key) SELECT 'a', i::text FROM generate_series(1, 2000) AS i"
         )
-        await eventually(lambda: settled(connection, 2000), 30)
+        await eventually(lambda: settled(connection, 2000))
         assert ledger.now["all",] == 1
         ledger.go.set()

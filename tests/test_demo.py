@@ -65,7 +65,7 @@ async def heard(process: asyncio.subprocess.Process, words: str) -> re.Match[str
     """Read what it says until it says this."""
     assert process.stderr is not None
     said = ""
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(200):
         while not (match := re.search(words, said)):
             line = await process.stderr.readline()
             assert line, f"never said {words!r}: {said}"
@@ -74,7 +74,7 @@ async def heard(process: asyncio.subprocess.Process, words: str) -> re.Match[str
 
 
 async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), 200)
     assert "Traceback" not in err.decode(), err.decode()
     return process.returncode, out.decode(), err.decode()
 
@@ -133,7 +133,7 @@ async def test_killed(place: Path) -> None:
         await heard(process, "serves")
         process.kill()
         await process.wait()
-        await eventually(lambda: not processes(place), 30)
+        await eventually(lambda: not processes(place))
 
 
 async def test_a_worker_that_dies_is_told(place: Path) -> None:

@@ -16,7 +16,9 @@ import pytest
 import yaml
 from servers import eventually
 from test_cli import APP, start
+from test_observability import measured
 
+from notifyworker import Run, Worker
 from notifyworker.cli.examples import EXAMPLES
 from notifyworker.http.auth import OPEN
 from notifyworker.settings import Settings
@@ -77,7 +79,7 @@ async def test_a_service_is_ready_beats_and_stops(
                 pass
             assert [await said(heard) for _ in range(3)] == ["WATCHDOG=1"] * 3  # also while it drains
             (tmp_path / "go").touch()
-            assert await asyncio.wait_for(process.wait(), 10) == 0
+            assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
 async def test_the_watchdog_of_another_process_hears_nothing(dsn: str, tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ async def test_the_watchdog_of_another_process_hears_nothing(dsn: str, tmp_path:
 
 async def test_nobody_who_listens_is_told_and_no_harm(dsn: str, connection: asyncpg.Connection, tmp_path: Path) -> None:
     async with service(tmp_path, dsn, NOTIFY_SOCKET=str(tmp_path / "nowhere")) as process:
-        await eventually(lambda: connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.workers)"), 20)
+        await eventually(lambda: connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.workers)"))
         process.terminate()
         _out, err = await process.communicate()
         assert process.returncode == 0
@@ -101,7 +103,7 @@ async def test_nobody_who_listens_is_told_and_no_harm(dsn: str, connection: asyn
 async def test_a_service_that_can_not_start_is_not_ready(empty_dsn: str, tmp_path: Path) -> None:
     with notify_socket(str(tmp_path / "notify")) as heard:
         async with service(tmp_path, empty_dsn, NOTIFY_SOCKET=str(tmp_path / "notify")) as process:
-            assert await asyncio.wait_for(process.wait(), 20) == 3
+            assert await asyncio.wait_for(process.wait(), 30) == 3
             with pytest.raises(BlockingIOError):
                 heard.recv(100)
 
@@ -169,9 +171,42 @@ def test_the_manifests_name_each_other() -> None:
     assert scaled["scaleTargetRef"]["name"] == MANIFESTS["Deployment"]["metadata"]["name"]
     assert scaled["triggers"][0]["authenticationRef"]["name"] == MANIFESTS["TriggerAuthentication"]["metadata"]["name"]
     assert scaled["minReplicaCount"] >= 1
+    assert set(re.findall(r"notifyworker_\w+", scaled["triggers"][1]["metadata"]["query"])) <= measured().keys()
     assert {file.name for file in KUBERNETES.iterdir()} == {*MANIFESTS["Kustomization"]["resources"], "kustomization.yaml"}
     images = {container["image"].partition(":")[0] for container in containers()}
     assert images == {image["name"] for image in MANIFESTS["Kustomization"]["images"]}
+
+
+def test_definitions_of_others_are_held_to(tmp_path: Path) -> None:
+    """deploy/crds.py, with small definitions in the manner of KEDA's and CloudNativePG's."""
+    files = []
+    for kind, group, version in (
+        ("Cluster", "postgresql.cnpg.io", "v1"),
+        ("ScaledObject", "keda.sh", "v1alpha1"),
+        ("TriggerAuthentication", "keda.sh", "v1alpha1"),
+    ):
+        spec: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True, "properties": {}}
+        schema = {"properties": {"apiVersion": {}, "kind": {}, "metadata": {}, "spec": spec}}
+        definition = {
+            "group": group,
+            "names": {"kind": kind},
+            "versions": [{"name": version, "schema": {"openAPIV3Schema": schema}}],
+        }
+        files.append(tmp_path / f"{kind}.yaml")
+        files[-1].write_text(yaml.safe_dump({"spec": definition}))
+
+    def checked() -> tuple[int, str]:
+        command = [sys.executable, str(ROOT / "deploy" / "crds.py"), *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert checked() == (0, "Cluster: passed\nScaledObject: passed\nTriggerAuthentication: passed\n")
+    files[0].write_text(files[0].read_text().replace("x-kubernetes-preserve-unknown-fields: true", "additionalProperties: false"))
+    files.pop()
+    code, said = checked()
+    assert code == 1
+    assert re.search(r"Cluster: spec: Additional properties are not allowed .*'instances'", said)
+    assert "TriggerAuthentication: no definition was given" in said
 
 
 async def test_what_scales_counts_the_work(connection: asyncpg.Connection) -> None:
@@ -186,6 +221,29 @@ async def test_what_scales_counts_the_work(connection: asyncpg.Connection) -> No
     await connection.execute("SELECT notifyworker.cancel(run_id) FROM notifyworker.runs WHERE kind = 'b'")
     await connection.execute("SET ROLE notifyworker_observer")
     assert await connection.fetchval(query) == 1
+
+
+async def test_scaled_to_zero_and_back_nothing_is_left_lying(dsn: str, connection: asyncpg.Connection) -> None:
+    """A scaler in KEDA's place: it asks what it is to ask, and starts and stops a worker by the answer."""
+    query = MANIFESTS["ScaledObject"]["spec"]["triggers"][0]["metadata"]["query"]
+    worker = Worker(dsn, poll_interval_s=60)  # what it finds, it finds by its first look
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None:
+        pass
+
+    async def is_work(wanted: bool) -> bool:
+        return (await connection.fetchval(query) > 0) is wanted
+
+    for due_in in ("0 s", "300 ms", "0 s"):
+        await eventually(lambda: is_work(False))  # to zero
+        await connection.execute(
+            "INSERT INTO notifyworker.runs (kind, run_at) VALUES ('a', now() + $1::text::interval)", due_in
+        )  # and nobody listens
+        await eventually(lambda: is_work(True))  # and back
+        async with worker:
+            await eventually(lambda: connection.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.runs)"))
+    assert await connection.fetchval("SELECT count(*) FROM notifyworker.run_history WHERE state = 'completed'") == 3
 
 
 def test_the_page_names_files_that_are_there() -> None:

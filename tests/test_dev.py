@@ -42,7 +42,7 @@ async def developing(folder: Path, *options: str, dsn: str | None = None) -> Asy
             process.kill()
         await process.communicate()
         await eventually(
-            lambda: not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], 30
+            lambda: not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
         )
 
 
@@ -76,7 +76,7 @@ async def test_from_nothing_to_the_first_run(tmp_path: Path) -> None:
             await connection.close()
             await told.until("completed  hello")
             assert await told.interrupt() == 0
-        await eventually(lambda: not processes(place), 30)
+        await eventually(lambda: not processes(place))
 
 
 async def test_init_overwrites_nothing(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ async def test_the_worker_does_not_outlive_a_dev_that_is_killed(tmp_path: Path, 
         os.kill(told.process.pid, signal.SIGKILL)
         await told.process.wait()
         try:
-            await eventually(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE, 20)
+            await eventually(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE)
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 children[0].kill()

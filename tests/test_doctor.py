@@ -88,7 +88,7 @@ async def test_all_is_fine(any_dsn):
         return all(finding.verdict is OK for several in found.values() for finding in several)
 
     async with worker:
-        await eventually(fine, 20)
+        await eventually(fine)
 
 
 async def test_a_database_that_is_not_reached_is_a_finding_without_a_password():
@@ -477,7 +477,7 @@ async def test_it_waits_for_no_lock(dsn, connection):
     limits = Limits(whole_s=8, examination_s=3, statement_s=0.25)
     async with connected(dsn) as other, other.transaction():
         await other.execute("LOCK TABLE notifyworker.runs, notifyworker.workers, notifyworker.settings IN ACCESS EXCLUSIVE MODE")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             found = await findings(dsn, limits=limits)
     assert tuple(found) == EXAMINATIONS
     assert [f.seen[:9] for f in found["workers"]] == ["not seen:"]
@@ -555,7 +555,7 @@ async def test_a_standby_and_the_slot_that_it_leaves_behind():
             follows = "hot_standby_feedback = on\nwal_receiver_status_interval = 1\nprimary_slot_name = 'left_behind'"
             async with Cluster(standby_of=primary, conf=follows) as standby:
                 slot = "SELECT xmin FROM pg_replication_slots WHERE xmin IS NOT NULL"
-                await eventually(lambda: conn.fetchval(slot), 20)
+                await eventually(lambda: conn.fetchval(slot))
                 assert (await one(primary.dsn, "horizon")).verdict is OK
                 await conn.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
                 await conn.execute("SELECT pg_reload_conf()")
@@ -576,7 +576,7 @@ async def test_a_standby_and_the_slot_that_it_leaves_behind():
                     finding = await one(primary.dsn, "horizon")
                     return finding if finding.verdict is WARNING else None
 
-                finding = await eventually(left, 20)
+                finding = await eventually(left)
                 assert "'left_behind'" in finding.seen
                 await conn.execute(finding.todo.partition("for good: ")[2])
                 assert (await one(primary.dsn, "horizon")).verdict is OK
@@ -660,7 +660,7 @@ async def test_healthcheck_waits_no_longer_than_it_says():
         writer.close()
 
     async with await asyncio.start_server(dripping, "127.0.0.1", 0) as silent:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             port = str(silent.sockets[0].getsockname()[1])
             assert "within 3 s" in await refused(1, "healthcheck", "--port", port)
         ends.set()

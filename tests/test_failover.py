@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Self
 from uuid import UUID
 
+import aiohttp
 import asyncpg
 import pytest
 from servers import Cluster, eventually, processes
@@ -84,9 +85,9 @@ async def test_a_promoted_standby_is_worked_on_within_5_s_and_nothing_acknowledg
         promoted_at = time.monotonic()
 
         conn = await asyncpg.connect(standby.dsn)
-        run = await settled(conn, await insert(conn, "a"), 5)
-        await eventually(lambda: worker._conductor.leader.mode in {"armed", "coalesced"}, 5)
-        await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.health() == [], 5)
+        run = await settled(conn, await insert(conn, "a"))
+        await eventually(lambda: worker._conductor.leader.mode in {"armed", "coalesced"})
+        await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.health() == [])
         took_s = time.monotonic() - promoted_at
         before = len(acknowledged)
         await eventually(lambda: len(acknowledged) > before + 100)
@@ -97,13 +98,13 @@ async def test_a_promoted_standby_is_worked_on_within_5_s_and_nothing_acknowledg
         async with back:
             ours = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'notifyworker%'"
             await conn.execute(ours)
-            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
-            await eventually(lambda: worker._conductor.leader.mode in {"armed", "coalesced"}, 5)
+            assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
+            await eventually(lambda: worker._conductor.leader.mode in {"armed", "coalesced"})
             assert await sessions_of_ours(back) == 0
 
         producer.cancel()
         await asyncio.gather(producer, return_exceptions=True)
-        await eventually(lambda: is_empty(conn), 30)
+        await eventually(lambda: is_empty(conn))
     settles = Counter(row["run_id"] for row in await conn.fetch("SELECT run_id FROM notifyworker.run_history"))
     taken = await conn.fetchval("SELECT count(*) FROM notifyworker.reaps")
     await conn.close()
@@ -129,13 +130,61 @@ async def test_a_primary_that_falls_silent_is_left_for_the_promoted_one(pair):
         conn = await asyncpg.connect(standby.dsn)
         await conn.execute("ALTER SYSTEM RESET synchronous_standby_names")
         run_id = await insert(conn, "a")
-        await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.leader.is_leading, 25)
-        assert (await settled(conn, run_id, 25))["state"] == "completed"
-        await eventually(lambda: worker._conductor.health() == [], 25)
-        assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
+        await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.leader.is_leading)
+        assert (await settled(conn, run_id))["state"] == "completed"
+        await eventually(lambda: worker._conductor.health() == [])
+        assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
         await conn.close()
     for process in frozen:
         process.resume()
+
+
+async def test_the_page_reads_from_a_replica_and_acts_on_the_primary(pair):
+    primary, standby = pair
+    worker, _ = noting(primary.dsn, sidecar=True, port=0, read_dsn=standby.dsn)
+    conn = await asyncpg.connect(primary.dsn)
+    async with worker, aiohttp.ClientSession(headers={"Accept": "text/html"}) as session:
+        run_id = await insert(conn, "nobody's")
+
+        async def is_listed() -> bool:
+            async with session.get(f"{worker.url}/runs") as answer:
+                assert answer.status == 200
+                return str(run_id) in await answer.text()
+
+        await eventually(is_listed)
+        pages = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'notifyworker page'"
+        assert await conn.fetchval(pages) == 0
+        there = await asyncpg.connect(standby.dsn)
+        assert await there.fetchval(pages) > 0
+        await there.close()
+        async with session.post(f"{worker.url}/runs/{run_id}/cancel", headers={"Accept": "application/json"}) as answer:
+            assert answer.status == 200
+    await conn.close()
+
+
+@pytest.mark.slow
+async def test_of_two_primaries_each_executes_what_it_has(pair):
+    """What docs/failover.md says the fence can't do: it is a number in one database, and here are two."""
+    old, new = pair
+    conn = await asyncpg.connect(old.dsn)
+    run_id = await insert(conn, "a")
+    await new.promote()  # and nobody has stopped the old one
+    await old.conf("synchronous_standby_names = ''")
+    await old.reload()
+    started = 0
+    tokens = set()
+    for server in (old, new):
+        worker, starts = noting(server.dsn)
+        there = await asyncpg.connect(server.dsn)
+        async with worker:
+            run = await settled(there, run_id)
+        await there.close()
+        started += starts[run_id]
+        tokens.add((run["state"], run["lease_token"]))
+    await conn.close()
+
+    assert started == 2
+    assert tokens == {("completed", 1)}
 
 
 @contextlib.asynccontextmanager
@@ -157,8 +206,8 @@ async def test_a_silent_host_holds_up_neither_start_nor_work(cluster):
         worker, _ = noting(f"postgresql://postgres@127.0.0.1:{port},127.0.0.1:{cluster.port}/postgres")
         conn = await asyncpg.connect(cluster.dsn)
         async with worker:
-            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
-            await eventually(lambda: worker._conductor.leader.mode == "armed", 5)
+            assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
+            await eventually(lambda: worker._conductor.leader.mode == "armed")
             assert worker._conductor.health() == []
         await conn.close()
 
@@ -264,22 +313,22 @@ async def test_sessions_on_a_server_that_takes_no_writes_lead_nothing_and_are_le
             name.target = standby.port
             name.cut()
             cut_at = time.monotonic()
-            await eventually(lambda: any("read-only" in reason for reason in worker._conductor.health()), 10)
+            await eventually(lambda: any("read-only" in reason for reason in worker._conductor.health()))
             await eventually(lambda: sessions_of_ours(standby))
             run_id = await insert(conn, "a")
-            await eventually(lambda: not worker._conductor.leader.is_leading, 5)
+            await eventually(lambda: not worker._conductor.leader.is_leading)
             for _ in range(5):
                 assert not worker._conductor.leader.is_leading
                 failures = worker._conductor.metrics.reconnects.labels("gate")._value.get()
-                await eventually(lambda n=failures: worker._conductor.metrics.reconnects.labels("gate")._value.get() > n, 5)
+                await eventually(lambda n=failures: worker._conductor.metrics.reconnects.labels("gate")._value.get() > n)
 
             tries = worker._conductor.metrics.heartbeats.labels("failed")._value.get()
             assert tries < 10 + 4 * (time.monotonic() - cut_at)  # with pauses, however healthy the connection looks
 
             name.target = primary.port  # and nobody cuts what goes to the standby
-            assert (await settled(conn, run_id, 10))["state"] == "completed"
-            await eventually(lambda: worker._conductor.leader.mode == "armed", 10)
-            await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.health() == [], 10)
+            assert (await settled(conn, run_id))["state"] == "completed"
+            await eventually(lambda: worker._conductor.leader.mode == "armed")
+            await eventually(lambda: worker._conductor.listener.is_hearing and worker._conductor.health() == [])
             assert await sessions_of_ours(standby) == 0
         await conn.close()
 

@@ -178,7 +178,7 @@ async def test_whatever_is_inserted_is_refused_by_name_or_executed_and_harms_no_
                 taken[run_id] = row
         others.append(await insert(connection, "other"))
         assert (await settled(connection, others[-1]))["state"] == "completed", batch
-        await eventually(lambda: connection.fetchval(LEFT, worker.kinds), 20)
+        await eventually(lambda: connection.fetchval(LEFT, worker.kinds))
 
     @hypothesis.settings(
         max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)

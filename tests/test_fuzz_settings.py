@@ -19,7 +19,7 @@ from notifyworker.settings import Settings
 
 PASSWORD = "hush4711"
 NAMES = sorted("schema" if name == "schema_name" else name for name in Settings.model_fields)
-SECRETS = {"dsn", "listen_dsn", "admin_dsn", "token"}
+SECRETS = {"dsn", "listen_dsn", "admin_dsn", "read_dsn", "token"}
 
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 hosts = st.sampled_from(

@@ -198,7 +198,7 @@ async def test_the_leader_deletes_by_itself(make_worker, connection):
     async def handle(run: Run) -> None: ...
 
     async with worker:
-        await eventually(lambda: connection.fetchval("SELECT count(*) = 1 FROM notifyworker.run_history"), 20)
+        await eventually(lambda: connection.fetchval("SELECT count(*) = 1 FROM notifyworker.run_history"))
     assert await left(connection) == [("b", "default", 1)]
 
 
@@ -412,7 +412,7 @@ async def test_an_export_that_is_killed_leaves_no_half_file(dsn, connection, tmp
     part = tmp_path / "history.jsonl.part"
     process = await start("export", "--output", str(file), env={"NOTIFYWORKER_DSN": dsn})
     try:
-        await eventually(lambda: part.exists() and part.stat().st_size, 30)
+        await eventually(lambda: part.exists() and part.stat().st_size)
         process.kill()
         await process.communicate()
     finally:
@@ -445,5 +445,5 @@ async def test_the_pages_examples(dsn, connection, monkeypatch, tmp_path):
     exec(compile(python, str(PAGE), "exec"), page.__dict__)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        await asyncio.wait_for(page.main(), 20)
+        await asyncio.wait_for(page.main(), 30)
     assert "invoice.book" in out.getvalue()

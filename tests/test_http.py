@@ -132,7 +132,7 @@ class Caller:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 text = await reader.read()
         finally:
             writer.close()
@@ -531,11 +531,12 @@ async def test_the_overview_as_json(ask: Caller) -> None:
 
 
 async def frame(response: aiohttp.ClientResponse) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return (await response.content.readuntil(b"\n\n")).decode()
 
 
-async def test_events_reach_a_listener_and_end_with_the_sidecar(dsn: str) -> None:
+async def test_events_reach_a_listener_and_end_with_the_sidecar(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notifyworker.http.sidecar._SHUTDOWN_S", 300.0)  # nothing ends because this is over
     async with serve(dsn) as ask:
         assert ask.worker.sink is None  # nobody listens: the worker makes no event
         async with ask.session.get(ask.sidecar.url + "/events") as response:
@@ -549,7 +550,7 @@ async def test_events_reach_a_listener_and_end_with_the_sidecar(dsn: str) -> Non
                 ask.sidecar.publish({"number": number})
             assert await frame(response) == 'event: dropped\ndata: {"count":50}\n\n'
             assert await frame(response) == 'event: run\ndata: {"number":50}\n\n'
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(30):
                 await ask.sidecar.stop()
                 await response.content.read()
         await eventually(lambda: ask.worker.sink is None)
@@ -575,7 +576,8 @@ async def test_one_listener_too_many(ask: Caller, monkeypatch: pytest.MonkeyPatc
         await eventually(is_free)
 
 
-async def test_a_listener_that_reads_nothing_does_not_hold_up_the_end(dsn: str) -> None:
+async def test_a_listener_that_reads_nothing_does_not_hold_up_the_end(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notifyworker.http.sidecar._SHUTDOWN_S", 300.0)  # as above
     async with serve(dsn) as ask:
         reader, writer = await asyncio.open_connection("127.0.0.1", ask.port, limit=1000)
         writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -586,7 +588,7 @@ async def test_a_listener_that_reads_nothing_does_not_hold_up_the_end(dsn: str) 
             return any(listener._is_writing for listener in ask.sidecar._events._listeners)
 
         await eventually(is_stuck)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(30):
             await ask.sidecar.stop()
         writer.close()
 
@@ -751,7 +753,7 @@ async def test_connections_are_counted(ask: Caller, monkeypatch: pytest.MonkeyPa
     await eventually(lambda: len(server.connections) == 2)
 
     reader, writer = await asyncio.open_connection("127.0.0.1", ask.port)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await reader.read() == b""
     for _, each in [*held, (reader, writer)]:
         each.close()

@@ -83,16 +83,118 @@ async def test_django(empty_dsn: str) -> None:
         "worker", "django_shop.worker:worker", "--no-sidecar", cwd=EXAMPLES, env={**env, "NOTIFYWORKER_DSN": empty_dsn}
     )
     try:
-        await eventually(lambda: connection.fetchval("SELECT is_confirmed FROM django_shop_order WHERE number = 7"), 30)
+        await eventually(lambda: connection.fetchval("SELECT is_confirmed FROM django_shop_order WHERE number = 7"))
         assert json.loads((await settled(connection, UUID(run_id)))["result"]) == {"confirmed": 1}
         worker.terminate()
-        assert await asyncio.wait_for(worker.wait(), 20) == 0
+        assert await asyncio.wait_for(worker.wait(), 30) == 0
     finally:
         if worker.returncode is None:
             worker.kill()
         await worker.communicate()
     await said(sys.executable, "-m", "django", "migrate", "--verbosity", "0", "django_shop", "0001", env=env)
     assert await connection.fetchval("SELECT to_regnamespace('notifyworker')") is None
+    await connection.close()
+
+
+TASKS = """
+import json, sys
+import django; django.setup()
+from datetime import timedelta
+from django.db import transaction
+from django.utils import timezone
+from django.core import checks
+from django_shop.models import Order
+from django_shop.tasks import confirm_by_mail, count_attempts
+from django_tasks.exceptions import InvalidTaskError, TaskResultDoesNotExist, TaskResultMismatch
+
+assert not [m for m in checks.run_checks() if m.level >= checks.WARNING], checks.run_checks()
+try:
+    with transaction.atomic():
+        Order.objects.create(number=8)
+        lost = confirm_by_mail.enqueue(8)
+        raise KeyError
+except KeyError:
+    pass
+try:
+    confirm_by_mail.get_result(lost.id)
+    sys.exit("it was rolled back, and is there")
+except TaskResultDoesNotExist:
+    pass
+with transaction.atomic():
+    Order.objects.create(number=9)
+    good = confirm_by_mail.enqueue(9, greeting="Hi")
+assert (good.status, good.is_finished, good.attempts) == ("READY", False, 0)
+bad = confirm_by_mail.enqueue(-1)
+later = confirm_by_mail.using(run_after=timezone.now() + timedelta(hours=1)).enqueue(9)
+context = count_attempts.enqueue()
+for wrong in ("7", "01a1e77d-8518-752e-bca9-269e0324aac3"):
+    try:
+        confirm_by_mail.get_result(wrong)
+        sys.exit("there is no such result")
+    except TaskResultDoesNotExist:
+        pass
+try:
+    count_attempts.get_result(good.id)
+    sys.exit("it is of another task")
+except TaskResultMismatch:
+    pass
+try:
+    confirm_by_mail.using(queue_name="other").enqueue(1)
+    sys.exit("there is no such queue")
+except InvalidTaskError:
+    pass
+try:
+    confirm_by_mail.enqueue(object())
+    sys.exit("it is no JSON")
+except TypeError:
+    pass
+print(json.dumps([good.id, bad.id, later.id, context.id]))
+"""
+RESULTS = """
+import json, sys
+import django; django.setup()
+from django_shop.tasks import confirm_by_mail, count_attempts
+good, bad, later, context = json.loads(sys.argv[1])
+done = confirm_by_mail.get_result(good)
+assert (done.status, done.return_value, done.attempts) == ("SUCCESSFUL", {"confirmed": 1, "said": "Hi"}, 1), done
+assert (done.args, done.kwargs) == ([9], {"greeting": "Hi"})
+assert done.enqueued_at <= done.started_at <= done.finished_at
+failed = confirm_by_mail.get_result(bad)
+assert (failed.status, failed.attempts) == ("FAILED", 2), failed
+assert [error.exception_class for error in failed.errors] == [ValueError, ValueError], failed.errors
+assert "numbers begin with 0" in failed.errors[0].traceback
+waits = confirm_by_mail.get_result(later)
+assert (waits.status, waits.is_finished) == ("READY", False)
+assert count_attempts.get_result(context).return_value == 1
+"""
+
+
+async def test_djangos_own_tasks(empty_dsn: str) -> None:
+    env = {**libpq(empty_dsn), "DJANGO_SETTINGS_MODULE": "django_shop.settings"}
+    await said(sys.executable, "-m", "django", "migrate", "--verbosity", "0", env=env)
+    placed = await said(sys.executable, "-W", "error", "-c", TASKS, env=env)
+    good, bad, later, context = json.loads(placed)
+    connection = await asyncpg.connect(empty_dsn)
+    row = await connection.fetchrow("SELECT kind, priority, payload FROM notifyworker.runs WHERE run_id = $1::uuid", good)
+    assert (row["kind"], row["priority"]) == ("django.mail", 5)
+    assert await connection.fetchval("SELECT run_at > now() FROM notifyworker.runs WHERE run_id = $1::uuid", later)
+    unknown = """INSERT INTO notifyworker.runs (kind, payload)
+                 VALUES ('django.default', '{"task": "os.getcwd", "backend": "default"}') RETURNING run_id"""
+    stranger = await connection.fetchval(unknown)
+    worker = await start(
+        "worker", "django_shop.worker:worker", "--no-sidecar", cwd=EXAMPLES, env={**env, "NOTIFYWORKER_DSN": empty_dsn}
+    )
+    try:
+        for run_id in (good, bad, context):
+            await settled(connection, UUID(run_id))
+        refused = await settled(connection, stranger)
+        assert refused["error_code"] == "E-RUN-006"
+        assert "is no task that this worker knows" in json.loads(refused["errors"])[0]["message"]
+    finally:
+        worker.terminate()
+        await asyncio.wait_for(worker.wait(), 30)
+        await worker.communicate()
+    await said(sys.executable, "-W", "error", "-c", RESULTS, placed, env=env)
     await connection.close()
 
 
@@ -109,7 +211,7 @@ async def test_alembic_and_sqlalchemy(empty_dsn: str) -> None:
     await said(*alembic, "upgrade", "head", env=env)
     connection = await asyncpg.connect(empty_dsn)
     assert await connection.fetchval("SELECT max(version) FROM notifyworker.migrations") == newest()
-    (session,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (session,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     url = empty_dsn.replace("postgresql://", "postgresql+psycopg://", 1)
     use = f"{session}\nfrom sqlalchemy import create_engine\nwith Session(create_engine({url!r})) as s:\n    print(place(s, 7)); s.commit()\n"
     run_id = (await said(sys.executable, "-c", use, env=env)).strip()
@@ -231,3 +333,10 @@ SELECT source.run_id FROM source"""
 def test_the_page_names_files_that_are_there() -> None:
     for path in re.findall(r"\]\(\.\./(.+?)\)", PAGE):
         assert (ROOT / path).exists(), path
+
+
+def test_what_the_page_shows_of_djangos_tasks_is_what_is_executed() -> None:
+    for name, block in re.findall(r"^```python (\w+\.py)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+        code = re.sub(r"  #.*", "", (EXAMPLES / "django_shop" / name).read_text())
+        for line in block.splitlines():
+            assert line in code, line

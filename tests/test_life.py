@@ -11,7 +11,7 @@ import asyncpg
 import pydantic
 import pytest
 import structlog
-from servers import eventually
+from servers import SURELY_S, eventually
 
 from notifyworker import Cancel, Client, Fail, HandlerError, LeaseLost, Retry, Run, SettingsError, Snooze, Worker
 
@@ -27,7 +27,7 @@ async def run_of(conn: asyncpg.Connection, run_id: UUID) -> asyncpg.Record:
     return await conn.fetchrow("SELECT * FROM notifyworker.all_runs WHERE run_id = $1", run_id)
 
 
-async def settled(conn: asyncpg.Connection, run_id: UUID, timeout_s: float = 10) -> asyncpg.Record:
+async def settled(conn: asyncpg.Connection, run_id: UUID, timeout_s: float = SURELY_S) -> asyncpg.Record:
     async def look() -> asyncpg.Record | None:
         row = await run_of(conn, run_id)
         return row if row["state"] in {"completed", "failed", "cancelled"} else None
@@ -93,14 +93,12 @@ async def test_an_insert_that_comes_before_its_turn_moves_the_next_look_forward(
         order.append(payload["n"])
 
     async with worker:
-        late = await connection.fetchval("SELECT now() + interval '900 ms'")
+        late = await connection.fetchval("SELECT now() + interval '1 hour'")
         soon = await connection.fetchval("SELECT now() + interval '400 ms'")
-        first = await insert(connection, "a", '{"n": 1}', run_at=late)
-        second = await insert(connection, "a", '{"n": 2}', run_at=soon)
-        await settled(connection, second)
-        await settled(connection, first)
+        await insert(connection, "a", '{"n": 1}', run_at=late)
+        await settled(connection, await insert(connection, "a", '{"n": 2}', run_at=soon))
 
-    assert order == [2, 1]
+    assert order == [2]
 
 
 async def test_higher_priority_goes_first_and_ties_go_by_run_id(make_worker, connection):
@@ -381,7 +379,7 @@ async def test_one_poison_row_and_one_poison_result_among_a_thousand(make_worker
     deep = await insert(connection, "a", "[" * 5000 + "]" * 5000)
     huge = await insert(connection, "a", '{"n": 1' + "0" * 10_000 + "}")
     async with worker:
-        await eventually(lambda: is_empty(connection), 30)
+        await eventually(lambda: is_empty(connection))
 
     counts = dict(await connection.fetch("SELECT coalesce(error_code, state), count(*) FROM notifyworker.all_runs GROUP BY 1"))
     assert counts == {"completed": 997, "E-RUN-005": 1, "E-RUN-004": 2}
@@ -444,7 +442,7 @@ async def test_a_cancelled_run_is_settled_in_the_call_and_its_handler_ends(make_
         await eventually(lambda: _is(connection, run_id, "running"))
         await connection.fetchval("SELECT notifyworker.cancel($1)", run_id)
         assert await state(connection, run_id) == "cancelled"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await ended.wait()
 
     assert await state(connection, run_id) == "cancelled"

@@ -102,20 +102,20 @@ async def test_connections_that_are_taken_away_in_the_middle_of_work_are_waited_
                 await conn.execute(end)
                 return await conn.fetchval(ours) == 0
 
-            await eventually(have_none, 30)
-            await eventually(lambda: any("connection" in reason for reason in worker._conductor.health()), 30)
+            await eventually(have_none)
+            await eventually(lambda: any("connection" in reason for reason in worker._conductor.health()))
             refused = crowded.log.read_text().count("FATAL:  ")
             began = asyncio.get_running_loop().time()
             heard = "no notification can be heard"
-            await eventually(lambda: any(heard in reason for reason in worker._conductor.health()), 30)
+            await eventually(lambda: any(heard in reason for reason in worker._conductor.health()))
             took_s = asyncio.get_running_loop().time() - began
             told = worker._conductor.health()
             hogs = took_s / 0.005
             assert crowded.log.read_text().count("FATAL:  ") - refused < hogs + 20 + 20 * took_s  # no tight retry of ours
         assert all("slots" in reason or "clients" in reason or "heartbeat" in reason for reason in told), told
-        await eventually(lambda: is_empty(conn), 20)
-        await eventually(lambda: worker._conductor.health() == [], 10)
-        assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
+        await eventually(lambda: is_empty(conn))
+        await eventually(lambda: worker._conductor.health() == [])
+        assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
     assert await conn.fetchval("SELECT count(*) FROM notifyworker.run_history WHERE state = 'completed'") == 501
     await conn.close()
 
@@ -140,7 +140,7 @@ async def test_a_handler_that_takes_every_connection_there_is_holds_up_no_other_
         await eventually(lambda: conn.fetchval(hogs))
         kept = "SELECT now() - started_at > interval '4 s' FROM notifyworker.runs WHERE run_id = $1"  # above a lease
         while not await conn.fetchval(kept, run_id):
-            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
+            assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
         assert worker._conductor.health() == []
         go_on.set()
         assert (await settled(conn, run_id))["attempt"] == 1
@@ -174,7 +174,7 @@ async def test_low_limits_of_the_role_are_not_the_workers(any_server, any_dsn):
                 began = await stranger.fetchval("SELECT clock_timestamp()")
                 worker._conductor.claims.wake.set()
                 await eventually(lambda: stranger.fetchval("SELECT clock_timestamp() - $1 > interval '0.6 s'", began))
-            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
+            assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
     await stranger.close()
     await conn.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
     await conn.close()
@@ -206,7 +206,7 @@ async def test_changes_of_the_tables_in_the_middle_of_work_cost_no_run(dsn, conn
                 seen = len(starts)
                 await eventually(lambda seen=seen: len(starts) > seen + 100)
                 await connection.execute(change)
-            await eventually(lambda: is_empty(connection), 30)
+            await eventually(lambda: is_empty(connection))
             assert worker._conductor.health() == []
     assert Counter(starts.values()) == {1: 3000}
     assert await connection.fetchval("SELECT count(*) FROM notifyworker.run_history WHERE state = 'completed'") == 3000
@@ -232,11 +232,11 @@ async def test_a_snapshot_that_is_held_is_told_once_and_claims_go_on(dsn, connec
                 await holder.fetchval("SELECT 1")
                 for _ in range(3):
                     await connection.execute("INSERT INTO notifyworker.runs (kind) SELECT 'a' FROM generate_series(1, 2000)")
-                    await eventually(lambda: is_empty(connection), 20)
-                await eventually(lambda: worker._conductor.vacuum.is_held_up, 20)
-                assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+                    await eventually(lambda: is_empty(connection))
+                await eventually(lambda: worker._conductor.vacuum.is_held_up)
+                assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
                 assert worker._conductor.health() == []
-            await eventually(lambda: not worker._conductor.vacuum.is_held_up, 20)
+            await eventually(lambda: not worker._conductor.vacuum.is_held_up)
     await holder.close()
     (told,) = [entry for entry in logs if entry["event"] == "vacuum_frees_nothing"]
     assert "old snapshot" in told["hint"]
@@ -299,7 +299,7 @@ async def test_outcomes_for_which_there_is_no_room_are_kept_until_there_is(clust
     with capture_logs() as logs:
         async with full(cluster) as make_room, worker:
             ids = [await insert(conn, "large") for _ in range(40)]
-            await eventually(lambda: any("could not extend" in reason for reason in worker._conductor.health()), 30)
+            await eventually(lambda: any("could not extend" in reason for reason in worker._conductor.health()))
             errors = worker._conductor.metrics.database_errors.labels("settle")._value
             failed, began = errors.get(), asyncio.get_running_loop().time()
             await eventually(lambda: errors.get() > failed + 3)
@@ -308,7 +308,7 @@ async def test_outcomes_for_which_there_is_no_room_are_kept_until_there_is(clust
             assert not await is_empty(conn)
             make_room()
             for run_id in ids:
-                assert (await settled(conn, run_id, 30))["state"] == "completed"
+                assert (await settled(conn, run_id))["state"] == "completed"
             await eventually(lambda: worker._conductor.health() == [])
     conn.terminate()
     assert set(starts.values()) == {1}

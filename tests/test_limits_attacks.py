@@ -26,15 +26,15 @@ async def claim(
     on: asyncpg.Connection, *kinds: str, project: str = "default", keyed: bool = True, wanted: int = 10, owner: str = "w",
     shadow: bool = False,
 ) -> list[UUID]:  # fmt: skip
-    """Claim as a worker does, of lanes of priority 0; never for longer than two seconds."""
-    rows = await on.fetch(CLAIM, list(kinds), project, int(keyed), wanted, owner, shadow, timeout=2)
+    """Claim as a worker does, of lanes of priority 0; never for longer than twenty seconds."""
+    rows = await on.fetch(CLAIM, list(kinds), project, int(keyed), wanted, owner, shadow, timeout=20)
     return [row["run_id"] for row in rows]
 
 
 async def settle(on: asyncpg.Connection, *runs: UUID, owner: str = "w") -> int:
     """Settle as a worker does, and return how many were."""
     tokens = [await on.fetchval("SELECT lease_token FROM notifyworker.runs WHERE run_id = $1", run) for run in runs]
-    row = await on.fetchrow(Store("notifyworker")._sql["settle"], owner, list(runs), tokens, *[[]] * 7, timeout=2)
+    row = await on.fetchrow(Store("notifyworker")._sql["settle"], owner, list(runs), tokens, *[[]] * 7, timeout=20)
     return row[0]
 
 
@@ -73,7 +73,7 @@ async def test_to_end_a_limit_waits_for_no_settle_and_no_settle_for_it(connectio
     assert len(await claim(connection, "a", keyed=False)) == 2
     async with other.transaction():
         assert await settle(other, first) == 1
-        assert await connection.fetchval("SELECT notifyworker.remove_limit(kind => 'a')", timeout=2)
+        assert await connection.fetchval("SELECT notifyworker.remove_limit(kind => 'a')", timeout=20)
     await connection.execute("SELECT notifyworker.set_limit(kind => 'a', max_running => 5)")
     async with other.transaction():
         assert await other.fetchval("SELECT notifyworker.remove_limit(kind => 'a')")
@@ -90,7 +90,7 @@ async def test_the_net_waits_for_no_claim(connection, other):
     await eventually(lambda: connection.fetchval(full))
     async with other.transaction():
         assert len(await claim(other, "a", wanted=1)) == 1
-        await connection.fetchval("SELECT notifyworker.mend_limits()", timeout=2)
+        await connection.fetchval("SELECT notifyworker.mend_limits()", timeout=20)
 
 
 async def test_a_limit_that_comes_in_the_middle_of_two_claims_fails_neither(connection, other, dsn):

@@ -79,12 +79,12 @@ async def test_a_lock_on_the_table_takes_no_run_and_no_presence_from_its_worker(
                         seen.add(await connection.fetchval(present, holding._conductor.lease_owner))
                         await asyncio.sleep(0.01)
                 later = "SELECT lease_expires_at > $1 FROM notifyworker.runs"
-                await eventually(lambda: connection.fetchval(later, renewed), 5)  # a beat came through at once
+                await eventually(lambda: connection.fetchval(later, renewed))  # a beat came through at once
                 run_ids = [await insert(connection, "b"), run_id]
                 go_on.set()
                 for settled_id in run_ids:
-                    run = await settled(connection, settled_id, 5)
-                await eventually(lambda: leading._conductor.health() == holding._conductor.health() == [], 5)
+                    run = await settled(connection, settled_id)
+                await eventually(lambda: leading._conductor.health() == holding._conductor.health() == [])
     assert seen == {1}
     assert (run["attempt"], starts) == (1, 1)
     assert {"lease_lost", "leases_lapsed", "run_reaped", "workers_presumed_dead"} & {entry["event"] for entry in logs} == set()

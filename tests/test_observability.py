@@ -67,7 +67,7 @@ def measured() -> dict[str, tuple[str, list[str]]]:
     found = {}
     for family in metrics.registry.collect():
         collector = next((c for c in vars(metrics).values() if getattr(c, "_name", None) == family.name), None)
-        labels = getattr(collector, "_labelnames", None) or (["kind"] if collector in {metrics.pickup, metrics.execution} else [])
+        labels = getattr(family, "_labelnames", None) or getattr(collector, "_labelnames", None) or []
         name = f"{family.name}_total" if family.type == "counter" else family.name
         found[name] = (family.type, list(labels))
     return found

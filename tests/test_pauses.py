@@ -114,7 +114,7 @@ async def test_a_backlog_stops_at_the_pause(make_worker, connection, dsn):
         left = await connection.fetchval("SELECT count(*) FROM notifyworker.runs")
         assert 500 - 20 - 10 < left <= 480
         await connection.execute("SELECT notifyworker.resume('a')")
-        await eventually(lambda: connection.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.runs)"), 30)
+        await eventually(lambda: connection.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.runs)"))
     await own.close()
 
 
@@ -265,4 +265,4 @@ async def test_the_pages_examples(dsn, connection, monkeypatch):
     async with page.worker:
         await connection.execute("INSERT INTO notifyworker.runs (kind) VALUES ('api.call')")
         await eventually(lambda: connection.fetchval("SELECT until FROM notifyworker.pauses WHERE kind = 'api.call'"))
-        await asyncio.wait_for(page.main(), 10)
+        await asyncio.wait_for(page.main(), 30)

@@ -205,7 +205,7 @@ async def test_with_a_direct_listen_dsn_a_worker_works_in_full(dsn, pooled, conn
     async with echoing(pooled, listen_dsn=dsn, poll_interval_s=60) as worker:
         await eventually(lambda: worker._conductor.leader.mode == "armed")
         for _ in range(3):
-            assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+            assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
         row = await connection.fetchrow("SELECT presence, lease_owner FROM notifyworker.workers")
         assert row["presence"]
         reaper = "SELECT leader FROM notifyworker.reaper WHERE last_pass_at IS NOT NULL"
@@ -230,7 +230,7 @@ async def test_a_worker_behind_the_pooler_keeps_its_runs_beside_a_leader(dsn, po
         run_id = await insert(connection, "a")
         await eventually(lambda: direct._conductor.leader.mode == "armed")
         lease = "SELECT lease_expires_at > started_at + interval '8 s' FROM notifyworker.runs WHERE run_id = $1"
-        await eventually(lambda: connection.fetchval(lease, run_id), 15)
+        await eventually(lambda: connection.fetchval(lease, run_id))
         go_on.set()
         assert (await settled(connection, run_id))["attempt"] == 1
     assert await connection.fetchval("SELECT count(*) FROM notifyworker.reaps") == 0
@@ -239,7 +239,7 @@ async def test_a_worker_behind_the_pooler_keeps_its_runs_beside_a_leader(dsn, po
 async def test_a_session_pooler_can_be_listened_through(dsn, connection):
     async with pooler(dsn, pool_mode="session", default_pool_size=20) as pooled, echoing(pooled, poll_interval_s=60) as worker:
         await eventually(lambda: worker._conductor.listener.is_hearing)
-        assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+        assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
 
 
 async def test_producers_through_the_pooler_wake_workers_that_listen(dsn, pooled):
@@ -248,7 +248,7 @@ async def test_producers_through_the_pooler_wake_workers_that_listen(dsn, pooled
         await eventually(lambda: worker._conductor.leader.mode == "armed")
         async with producer.transaction():
             first = await insert(producer, "a", '{"n": 1}')
-        assert (await settled(producer, first, 5))["state"] == "completed"
+        assert (await settled(producer, first))["state"] == "completed"
 
         second = await client.enqueue("a", {"n": 2}, idempotency_key="k")
         many = await client.enqueue_many("a", [{"n": n} for n in range(2500)])
@@ -287,7 +287,7 @@ async def test_the_commands_work_through_the_pooler(tmp_path, empty_dsn):
         conn = await asyncpg.connect(empty_dsn)
         worker = await start("worker", "app:worker", "--port", "0", "--poll-interval-s", "0.2", cwd=tmp_path, env=env)
         try:
-            assert (await settled(conn, run_id, 20))["state"] == "completed"
+            assert (await settled(conn, run_id))["state"] == "completed"
             status = (await call("status", "--json", env=env)).json()
             assert [(w["pid"], w["presence"], w["is_present"]) for w in status["workers"]] == [(worker.pid, False, None)]
         finally:

@@ -366,7 +366,7 @@ async def test_a_handler_that_holds_the_gil_is_named(make_worker, connection, pl
     with structlog.testing.capture_logs() as logs:
         async with worker:
             run_id = await insert(connection, "guilty")
-            await settled(connection, run_id, 20)
+            await settled(connection, run_id)
             found = await eventually(lambda: [e for e in logs if e["event"] == "interpreter_stood_still"])
 
     assert [(h["kind"], h["run_id"]) for h in found[0]["handlers"]] == [("guilty", str(run_id))]
@@ -383,7 +383,7 @@ async def test_a_handler_that_blocks_the_event_loop_is_named(make_worker, connec
 
     with structlog.testing.capture_logs() as logs:
         async with worker:
-            await settled(connection, await insert(connection, "blocks"), 20)
+            await settled(connection, await insert(connection, "blocks"))
 
     (stalled,) = [entry for entry in logs if entry["event"] == "event_loop_stalled"]
     assert [handler["kind"] for handler in stalled["handlers"]] == ["blocks"]

@@ -96,7 +96,7 @@ async def test_it_goes_with_the_handlers_own_transaction(make_worker, connection
 
     async with worker:
         run = await settled(connection, await insert(connection, "a"))
-        await asyncio.wait_for(after.wait(), 5)
+        await asyncio.wait_for(after.wait(), 30)
     assert (run["state"], run["progress"]) == ("completed", '{"n": 2}')
 
 
@@ -149,7 +149,7 @@ async def test_it_is_fenced_and_the_handler_of_a_lost_run_is_cancelled(make_work
         await connection.execute(
             "UPDATE notifyworker.runs SET lease_token = lease_token + 1, lease_owner = 'another', progress = '{}'"
         )
-        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(ended.wait(), 30)
     assert isinstance(raised[0], LeaseLost | asyncio.CancelledError)
     run = await connection.fetchrow("SELECT * FROM notifyworker.runs WHERE run_id = $1", run_id)
     assert (run["state"], run["lease_owner"], run["progress"]) == ("running", "another", "{}")
@@ -248,7 +248,7 @@ async def test_events_stream_it_with_its_value(make_worker, connection):
     async with worker, aiohttp.ClientSession() as http, http.get(f"{worker.url}/events") as stream:
         run_id = await insert(connection, "a")
         events: list[dict[str, Any]] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not events or events[-1]["state"] != "completed":
                 line = (await stream.content.readline()).decode()
                 if line.startswith("data: {"):
@@ -279,7 +279,7 @@ async def test_the_pages_examples(dsn, connection, monkeypatch):
     page = types.ModuleType("progress_page")
     exec(compile(python, str(PAGE), "exec"), page.__dict__)
     async with page.worker:
-        told = await asyncio.wait_for(page.main(), 10)
+        told = await asyncio.wait_for(page.main(), 30)
         assert told == {"state": "completed", "result": {"rows": 1000}, "progress": {"row": 1000, "of": 1000}}
         run = await settled(connection, await insert(connection, "import.plain", '{"rows": 3}'))
     assert run["progress"] == '{"row": 3}'

@@ -110,7 +110,7 @@ async def test_while_the_queue_fills_no_insert_fails_and_runs_are_found_by_looki
                 await eventually(lambda: not is_told(leader) and not is_told(follower))
                 assert follower._conductor.health() == leader._conductor.health() == []
             woken = leader._conductor.metrics.wakes.labels("notify")._value.get()
-            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
+            assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
             assert leader._conductor.metrics.wakes.labels("notify")._value.get() > woken
     await conn.close()
     told = [entry for entry in logs if entry["event"] == "notification_queue_fills"]
@@ -181,13 +181,13 @@ async def test_ten_thousand_notifications_of_a_stranger_disturb_nobody(dsn, conn
         began = asyncio.get_running_loop().time()
         await flood(strangers, texts)
         most_tasks = len(asyncio.all_tasks())
-        assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+        assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
         took_s = asyncio.get_running_loop().time() - began
         grown = psutil.Process().memory_info().rss - memory
         beats = worker._conductor.metrics.heartbeats.labels("sent")._value.get() - beats
         assert worker._conductor.health() == []
         go_on.set()
-        assert (await settled(connection, held, 5))["result"] == '"done"'
+        assert (await settled(connection, held))["result"] == '"done"'
 
     await connection.execute(f"DROP ROLE {name}")
     assert not is_cancelled.is_set()

@@ -111,7 +111,7 @@ async def test_each_tick_inserts_one_run_whoever_leads(make_worker, connection):
     async with contextlib.AsyncExitStack() as stack:
         lives = [await begun(make_worker, stack) for _ in range(3)]
         for count in (2, 4, 6):
-            await eventually(lambda count=count: has_runs(connection, count), 20)
+            await eventually(lambda count=count: has_runs(connection, count))
             leader = await eventually(lambda: next((one for one in lives if leads(one[0])), None))
             lives.remove(leader)
             await leader[1].aclose()
@@ -192,7 +192,7 @@ async def test_a_schedule_is_heard_of_at_once_and_fires_what_it_says(make_worker
             "INSERT INTO notifyworker.schedules (name, cron, kind, payload, project_id, priority, headers)"
             " VALUES ('s', '* * * * * *', 'tick', '{\"n\": 1}', 'p', 7, '{\"own\": true}')"
         )
-        await eventually(lambda: has_runs(connection, 1), 5)
+        await eventually(lambda: has_runs(connection, 1))
         await connection.execute("UPDATE notifyworker.schedules SET paused = true")
         done = len(await runs(connection))
         await connection.execute("UPDATE notifyworker.schedules SET paused = false, cron = '0 0 1 1 *'")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from servers import as_role
+from servers import as_role, eventually
 
 from notifyworker.database import GateLocks
 from notifyworker.errors import DatabaseUnavailable, SchemaTooNew, StartError
-from notifyworker.migrate import migrate, migrations, newest, remove, render, script
+from notifyworker.migrate import Migration, migrate, migrations, newest, remove, render, script
 
 INSERT = "INSERT INTO notifyworker.runs (kind) VALUES ('a') RETURNING run_id"
 
@@ -230,6 +230,37 @@ async def test_ten_migrate_at_once(any_empty_dsn):
     applied = await asyncio.gather(*(migrate(any_empty_dsn, "notifyworker") for _ in range(10)))
 
     assert sorted(len(a) for a in applied) == [0] * 9 + [len(migrations())]
+
+
+async def test_a_migration_that_waits_for_a_reader_holds_up_no_insert(dsn, connection, monkeypatch):
+    change = Migration(newest() + 1, "next", "ALTER TABLE {schema}.runs ADD COLUMN next text;")
+    monkeypatch.setattr("notifyworker.migrate.migrations", lambda real=migrations: (*real(), change))
+    reader = await asyncpg.connect(dsn)
+    read = reader.transaction()
+    await read.start()
+    await reader.fetch("SELECT FROM notifyworker.runs")
+    waiting = asyncio.create_task(migrate(dsn, "notifyworker"))
+    waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock')"
+    for _ in range(3):
+        await eventually(lambda: connection.fetchval(waits))
+        await connection.execute("INSERT INTO notifyworker.runs (kind) VALUES ('a')", timeout=5)
+    assert not waiting.done()
+    await read.rollback()
+    await reader.close()
+
+    assert await asyncio.wait_for(waiting, 10) == [change]
+    assert await connection.fetchval("SELECT max(version) FROM notifyworker.migrations") == change.version
+
+
+async def test_tables_that_stay_in_use_are_told_and_nothing_is_changed(dsn, connection, monkeypatch):
+    change = Migration(newest() + 1, "next", "ALTER TABLE {schema}.runs ADD COLUMN next text;")
+    monkeypatch.setattr("notifyworker.migrate.migrations", lambda real=migrations: (*real(), change))
+    monkeypatch.setattr("notifyworker.migrate._WAIT_S", 0.5)
+    async with connection.transaction():
+        await connection.fetch("SELECT FROM notifyworker.runs")
+        with pytest.raises(StartError, match=r"in use for 0\.5 s on end; nothing was changed"):
+            await migrate(dsn, "notifyworker")
+    assert await connection.fetchval("SELECT max(version) FROM notifyworker.migrations") == change.version - 1
 
 
 async def test_two_installations_share_a_database(empty_dsn):

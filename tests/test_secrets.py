@@ -201,7 +201,7 @@ async def test_a_whole_fleet_and_all_that_goes_wrong_in_it_tell_no_secret(tmp_pa
         ]
         try:
             present = "SELECT count(*) = 2 FROM notifyworker.workers"
-            await eventually(lambda: owner.fetchval(present), 30)
+            await eventually(lambda: owner.fetchval(present))
             for worker in workers:
                 heard.note("process title", command_line(worker.pid))
             assert "app:worker" in command_line(workers[1].pid)
@@ -398,7 +398,7 @@ async def test_a_command_line_does_not_show_what_it_was_given(tmp_path: Path) ->
     arguments = ["--dsn", f"postgresql://u:{secret}@h/d", f"--token={TOKEN}", "--listen-dsn", f"host=h password={PASSWORD}"]
     process = await start("worker", "app:worker", *arguments, "--port", "4711", cwd=tmp_path)
     try:
-        await eventually((tmp_path / "there").exists, 20)
+        await eventually((tmp_path / "there").exists)
         shown = command_line(process.pid)
     finally:
         process.kill()

@@ -61,7 +61,23 @@ async def test_a_hundred_projects_with_one_run_each_pass_by_a_great_backlog_whil
         counts = Counter(project for project in house.order if project != "great")
         assert len(counts) == 100
         house.let_end(6000)
-        await eventually(lambda: not house.connection.is_in_transaction() and len(house.order) == 5100, 30)
+        await eventually(lambda: not house.connection.is_in_transaction() and len(house.order) == 5100)
+
+
+async def test_more_projects_than_one_claim_reads_wait_for_no_poll(make_worker, connection):
+    executed: list[str] = []
+    worker = make_worker(concurrency=2000, poll_interval_s=3600)
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None:
+        executed.append(run.project_id)
+
+    await connection.execute(
+        "INSERT INTO notifyworker.runs (kind, project_id) SELECT 'a', 'project ' || i FROM generate_series(1, 2000) AS i"
+    )
+    async with worker:
+        await eventually(lambda: len(executed) == 2000)
+    assert len(set(executed)) == 2000
 
 
 async def test_slots_are_shared_from_the_first_claim_on(house):

@@ -45,7 +45,7 @@ async def insert(db: asyncpg.Connection, payload: Any = None, *, is_shadow: bool
 
 async def settled(db: asyncpg.Connection, run_id: UUID) -> asyncpg.Record:
     query = "SELECT * FROM notifyworker.all_runs WHERE run_id = $1 AND finished_at IS NOT NULL"
-    return await eventually(lambda: db.fetchrow(query, run_id), 20)
+    return await eventually(lambda: db.fetchrow(query, run_id))
 
 
 async def recorded(db: asyncpg.Connection) -> list[tuple[Any, ...]]:
@@ -56,8 +56,9 @@ async def recorded(db: asyncpg.Connection) -> list[tuple[Any, ...]]:
 async def take_from_its_worker(dsn: str) -> None:
     """As the reaper does with the run of a worker that is gone."""
     db = await asyncpg.connect(dsn)
-    await db.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE state = 'running'")
-    assert len(await Store("notifyworker").reap(db, limit=1, reaper="test", presumed_dead=[])) == 1
+    async with db.transaction():  # or a heartbeat could renew it in between
+        await db.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE state = 'running'")
+        assert len(await Store("notifyworker").reap(db, limit=1, reaper="test", presumed_dead=[])) == 1
     await db.close()
 
 

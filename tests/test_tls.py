@@ -155,7 +155,7 @@ async def test_every_session_with_a_server_that_has_tls_has_it(certificates):
         conn = await asyncpg.connect(dsn)
         async with worker_of(dsn) as worker:
             await eventually(lambda: worker._conductor.leader.mode == "armed")
-            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
+            assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
             sessions = "SELECT ssl, count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name LIKE 'notifyworker%' GROUP BY ssl"
             assert {row["ssl"] for row in await conn.fetch(sessions)} == {True}
             assert worker._conductor.health() == []
@@ -199,12 +199,12 @@ async def test_a_certificate_that_turns_bad_is_told_and_waited_out(cluster, cert
             f"postgresql://postgres@127.0.0.1:{front.port}/postgres?sslmode=verify-full&sslrootcert={certificates.folder}/ca.crt"
         )
         async with worker_of(dsn) as worker:
-            assert (await settled(conn, await insert(conn, "a"), 5))["state"] == "completed"
+            assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
             front.context = certificates.context("elsewhere")
             front.cut()
             await eventually(lambda: any("certificate" in reason for reason in worker._conductor.health()))
             run_id = await insert(conn, "a")
             front.context = certificates.context("server")
-            assert (await settled(conn, run_id, 10))["state"] == "completed"
+            assert (await settled(conn, run_id))["state"] == "completed"
             await eventually(lambda: worker._conductor.health() == [])
     await conn.close()

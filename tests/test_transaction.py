@@ -356,7 +356,7 @@ async def test_a_handler_that_goes_on_after_its_commit_is_not_told_that_its_run_
     with structlog.testing.capture_logs() as logs:
         async with worker:
             await insert(db)
-            await asyncio.wait_for(ended.wait(), 20)
+            await asyncio.wait_for(ended.wait(), 30)
 
     assert [entry for entry in logs if entry["event"] == "lease_lost"] == []
 

@@ -38,7 +38,7 @@ async def test_each_notification_is_one_workers_turn(many, dsn, make_worker, con
         await fleet_of(workers)
         claims = [_claims(w) for w in workers]
         for _ in range(30):
-            await settled(connection, await insert(connection, "a"), 5)
+            await settled(connection, await insert(connection, "a"))
         made = sum(_claims(w) for w in workers) - sum(claims)
 
     assert set(by) == {0, 1, 2}
@@ -82,7 +82,7 @@ async def test_what_the_designated_does_not_take_is_found_late(many, dsn, make_w
         for deaf in workers[:2]:
             monkeypatch.setattr(deaf._conductor.turns, "_wake", lambda: None)
         for _ in range(20):
-            await settled(connection, await insert(connection, "a"), 5)
+            await settled(connection, await insert(connection, "a"))
         assert workers[2]._conductor.turns._late_s == turns.SOON_S  # it has learned that it is needed
 
 
@@ -105,7 +105,7 @@ async def test_strange_texts_on_the_channel_are_a_turn_like_any_other(many, dsn,
             json.dumps({"a": "\u2603"}),
         ):
             await connection.execute("SELECT pg_notify('notifyworker', $1)", text)
-        assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+        assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
         assert worker._conductor.health() == []
 
 

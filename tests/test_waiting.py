@@ -83,7 +83,7 @@ async def test_whatever_settles_it_tells(make_worker, connection, dsn, no_looks,
             go_on.set()
             if settles == "cancel":
                 await connection.fetchval(CANCEL, run_id)
-            run = await asyncio.wait_for(told, 10)
+            run = await asyncio.wait_for(told, 30)
         await eventually(lambda: _is(connection, 0))
     wanted = {"handler": "completed", "transaction": "completed", "cancel": "cancelled", "expires": "cancelled", "dies": "failed"}
     assert (run["state"], run["result"]) == (wanted[settles], {"n": 1} if wanted[settles] == "completed" else None)
@@ -98,13 +98,13 @@ async def test_many_waits_are_one_connection_that_is_closed_when_nobody_waits(co
             for run_id in ids[:4]:
                 await connection.fetchval(CANCEL, run_id)
             for task in [*told[:4], told[5]]:
-                assert (await asyncio.wait_for(task, 10))["state"] == "cancelled"
+                assert (await asyncio.wait_for(task, 30))["state"] == "cancelled"
             assert not told[4].done()
         await eventually(lambda: _is(connection, 0))
         await eventually(lambda: connection.fetchval(LISTENS.replace("count(*)", "count(*) = 0")))
         async with waits(client, connection, ids[4]) as (again,):
             await connection.fetchval(CANCEL, ids[4])
-            assert (await asyncio.wait_for(again, 10))["state"] == "cancelled"
+            assert (await asyncio.wait_for(again, 30))["state"] == "cancelled"
 
 
 async def test_a_waiter_that_was_cut_off_connects_again_and_misses_nothing(connection, dsn, no_looks):
@@ -113,11 +113,11 @@ async def test_a_waiter_that_was_cut_off_connects_again_and_misses_nothing(conne
         async with connection.transaction():
             await connection.fetchval(CUT)
             await connection.fetchval(CANCEL, before)
-        assert (await asyncio.wait_for(first, 10))["state"] == "cancelled"  # settled while nobody listened
+        assert (await asyncio.wait_for(first, 30))["state"] == "cancelled"  # settled while nobody listened
         await eventually(lambda: client._waiting.is_expected(after))
         await asyncio.sleep(0.1)
         await connection.fetchval(CANCEL, after)
-        assert (await asyncio.wait_for(second, 10))["state"] == "cancelled"  # told, on the new connection
+        assert (await asyncio.wait_for(second, 30))["state"] == "cancelled"  # told, on the new connection
 
 
 async def test_all_connections_lost_and_the_wait_goes_on(connection, dsn, no_looks):
@@ -127,7 +127,7 @@ async def test_all_connections_lost_and_the_wait_goes_on(connection, dsn, no_loo
     async with Client(dsn) as client, waits(client, connection, run_id) as (told,):
         assert await connection.fetchval(everything) >= 2
         await connection.fetchval(CANCEL, run_id)
-        assert (await asyncio.wait_for(told, 10))["state"] == "cancelled"
+        assert (await asyncio.wait_for(told, 30))["state"] == "cancelled"
 
 
 async def test_a_lost_notification_only_delays(connection, dsn, monkeypatch):
@@ -136,7 +136,7 @@ async def test_a_lost_notification_only_delays(connection, dsn, monkeypatch):
     async with Client(dsn) as client, waits(client, connection, run_id) as (told,):
         await connection.execute("DELETE FROM notifyworker.waiters")
         await connection.fetchval(CANCEL, run_id)
-        assert (await asyncio.wait_for(told, 10))["state"] == "cancelled"
+        assert (await asyncio.wait_for(told, 30))["state"] == "cancelled"
 
 
 async def test_a_settle_that_began_before_is_found_by_the_second_look(connection, dsn, monkeypatch):
@@ -150,7 +150,7 @@ async def test_a_settle_that_began_before_is_found_by_the_second_look(connection
     async with Client(dsn) as client, waits(client, connection, run_id) as (told,):
         assert not told.done()
         await transaction.commit()
-        assert (await asyncio.wait_for(told, 10))["state"] == "cancelled"
+        assert (await asyncio.wait_for(told, 30))["state"] == "cancelled"
     await settling.close()
 
 
@@ -179,9 +179,9 @@ async def test_a_role_that_may_not_say_so_looks(connection, dsn, monkeypatch):
     async with Client(dsn) as client:
         monkeypatch.setattr(client._store, "expect", refused)
         told = asyncio.create_task(client.wait(run_id))
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 30)
         await connection.fetchval(CANCEL, run_id)
-        assert (await asyncio.wait_for(told, 10))["state"] == "cancelled"
+        assert (await asyncio.wait_for(told, 30))["state"] == "cancelled"
 
 
 async def test_a_wire_that_falls_silent_is_left_for_another(connection, dsn, proxy, no_looks, monkeypatch):  # noqa: F811
@@ -197,7 +197,7 @@ async def test_a_wire_that_falls_silent_is_left_for_another(connection, dsn, pro
             await connection.fetchval(CANCEL, run_id)
             await eventually(lambda: not client._waiting.is_expected(run_id))
             await proxy.heal()
-            assert (await asyncio.wait_for(told, 15))["state"] == "cancelled"
+            assert (await asyncio.wait_for(told, 30))["state"] == "cancelled"
 
 
 async def test_the_dead_are_forgotten_and_only_channels_of_waiters_are_told(make_worker, connection):

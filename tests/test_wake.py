@@ -68,7 +68,7 @@ async def test_a_leader_that_coalesces_still_finds_everything_and_arms_again(dsn
             await eventually(lambda: _others_done(connection))
         await eventually(lambda: is_empty(connection))
         await eventually(lambda: leader.mode == "armed")
-        assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+        assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
     await late.close()
 
 
@@ -88,7 +88,7 @@ async def test_a_listener_that_was_cut_looks_after_it_listens_again(make_worker,
         async with connection.transaction():
             await connection.execute(cut)
             run_id = await insert(connection, "a")
-        assert (await settled(connection, run_id, 5))["state"] == "completed"
+        assert (await settled(connection, run_id))["state"] == "completed"
         await eventually(lambda: worker._conductor.listener.is_hearing)
 
 
@@ -102,8 +102,8 @@ async def test_leadership_passes_on_when_its_holder_stops(make_worker, connectio
     async with second:
         async with first:
             await eventually(lambda: second._conductor.leader.mode == "armed" or first._conductor.leader.mode == "armed")
-        await eventually(lambda: second._conductor.leader.mode == "armed", 5)
-        assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+        await eventually(lambda: second._conductor.leader.mode == "armed")
+        assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
 
 
 async def looks_no_more(worker: Worker, monkeypatch: pytest.MonkeyPatch, conn: asyncpg.Connection) -> None:
@@ -140,9 +140,9 @@ async def test_what_commits_late_is_found_though_nobody_looks_from_the_beginning
             await connection.execute(INSERT)
         second = await insert(later, "a")  # inserts late, commits at once
         await older.commit()
-        assert (await settled(connection, second, 3))["state"] == "completed"
+        assert (await settled(connection, second))["state"] == "completed"
         await old.commit()
-        assert (await settled(connection, first, 3))["state"] == "completed"
+        assert (await settled(connection, first))["state"] == "completed"
     await late.close()
     await later.close()
 
@@ -175,7 +175,7 @@ async def test_a_silent_transaction_that_outlives_its_leader_is_found_when_it_co
             await eventually(lambda: leader.mode == "follower")
             await eventually(lambda: leader.is_leading)  # who knows nothing of how long that one has been open
             await keep_inserting(connection, 1.5)
-        assert (await settled(connection, run_id, 3))["state"] == "completed"
+        assert (await settled(connection, run_id))["state"] == "completed"
     await producer.close()
 
 
@@ -203,7 +203,7 @@ async def test_what_commits_late_while_nobody_listens_is_found_when_somebody_doe
         await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         await admin.close()
         await eventually(lambda: listener.is_hearing)
-        assert (await settled(connection, run_id, 3))["state"] == "completed"
+        assert (await settled(connection, run_id))["state"] == "completed"
     await producer.close()
 
 
@@ -228,7 +228,7 @@ async def test_what_is_given_back_to_an_old_place_is_found_at_once(make_worker, 
             await looks_no_more(second, monkeypatch, connection)
             first.settings = first.settings.model_copy(update={"drain_timeout_s": 0.0})
             await first.__aexit__(None, None, None)
-            assert (await settled(connection, old, 3))["state"] == "completed"
+            assert (await settled(connection, old))["state"] == "completed"
             await first.__aenter__()
 
 
@@ -240,8 +240,8 @@ async def test_the_leader_keeps_the_live_table_small(make_worker, connection):
 
     async with worker:
         await connection.execute("INSERT INTO notifyworker.runs (kind) SELECT 'a' FROM generate_series(1, 8000)")
-        await eventually(lambda: is_empty(connection), 30)
-        await eventually(lambda: _vacuumed(connection), 20)
+        await eventually(lambda: is_empty(connection))
+        await eventually(lambda: _vacuumed(connection))
         vacuum = worker._conductor.vacuum
         await eventually(lambda: vacuum._dead_rows < 5000)
         assert not vacuum.is_held_up

@@ -3,7 +3,7 @@
 import os
 
 SECRET_KEY = os.environ.get("SECRET_KEY", "for examples only")
-INSTALLED_APPS = ["django_shop"]
+INSTALLED_APPS = ["django_shop", "django_tasks"]  # from Django 6.0 on it has tasks of its own: leave the latter out
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",
@@ -14,5 +14,6 @@ DATABASES = {
         "PASSWORD": os.environ.get("PGPASSWORD", ""),
     }
 }
+TASKS = {"default": {"BACKEND": "notifyworker.django.NotifyworkerBackend", "QUEUES": ["default", "mail"]}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True

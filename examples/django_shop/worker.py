@@ -10,9 +10,11 @@ django.setup()
 from django.db import close_old_connections  # noqa: E402 - Django must be set up before
 
 from django_shop.models import Order  # noqa: E402
-from notifyworker import Run, Worker  # noqa: E402
+from notifyworker import Retry, Run, Worker  # noqa: E402
+from notifyworker.django import register  # noqa: E402
 
 worker = Worker()
+register(worker, timeout=60, retry=Retry(max_attempts=2, base_s=0.1))  # what django_shop.tasks enqueues
 
 
 @worker.handler("order.confirm")

@@ -10,16 +10,19 @@ from rich.box import Box
 
 from notifyworker.cli import output, version
 from notifyworker.cli.bench import bench
+from notifyworker.cli.capacity import capacity
 from notifyworker.cli.config import config_set, config_show
 from notifyworker.cli.demo import demo
 from notifyworker.cli.dev import dev
 from notifyworker.cli.doctor import doctor, healthcheck
+from notifyworker.cli.emit import emit
 from notifyworker.cli.examples import EXIT_CODES, examples_of
 from notifyworker.cli.failed import failed
 from notifyworker.cli.history import export, prune, retention_list, retention_set
 from notifyworker.cli.init import init
 from notifyworker.cli.limits import limits_list, limits_remove, limits_set
 from notifyworker.cli.many import cancel_many, enqueue_many, retry_many
+from notifyworker.cli.mcp import mcp
 from notifyworker.cli.pauses import pause, pauses, resume
 from notifyworker.cli.runs import cancel, enqueue, replay, retry, runs_list, show
 from notifyworker.cli.schedules import schedules_delete, schedules_list, schedules_pause, schedules_put, schedules_resume
@@ -81,7 +84,7 @@ def make_app() -> App:
     config = _group("config", "Settings: what holds, and what is one for the whole fleet.")
     _add(config, None, show=config_show, set=config_set)
     _add(app, Group("To begin", sort_key=1), demo=demo, init=init, dev=dev)
-    _add(app, Group("To work", sort_key=2), worker=worker, enqueue=enqueue, enqueue_many=enqueue_many)
+    _add(app, Group("To work", sort_key=2), worker=worker, enqueue=enqueue, enqueue_many=enqueue_many, emit=emit)
     _add(
         app,
         Group("To look", sort_key=3),
@@ -97,7 +100,7 @@ def make_app() -> App:
     _add(app, steer, workers=workers, config=config)
     house = Group("To keep house", sort_key=5)
     _add(app, house, migrate=migrate, schema=schema, retention=retention, prune=prune, export=export, bench=bench)
-    _add(app, house, completion=completion)
+    _add(app, house, capacity=capacity, mcp=mcp, completion=completion)
     return app
 
 

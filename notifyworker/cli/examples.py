@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         """echo '{"to": "b@example.org"}' | notifyworker enqueue email.send - --idempotency-key order-7""",
     ),
     "enqueue-many": ("""echo '{"kind": "email.send", "payload": {"to": "c@example.org"}}' | notifyworker enqueue-many -""",),
+    "emit": ("""notifyworker emit order.paid '{"amount": 12}' --key 7""",),
     "failed": ("notifyworker failed --kind email.send",),
     "runs list": (
         "notifyworker runs list --state failed --since 2h",
@@ -57,6 +58,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prune": ("notifyworker prune --dry-run", "notifyworker prune"),
     "export": ("notifyworker export --state failed --output failed.jsonl",),
     "bench": ("notifyworker bench --runs 5000",),
+    "mcp": ("notifyworker mcp", "notifyworker mcp --allow-writes"),
+    "capacity": (
+        "notifyworker capacity --runs-per-s 50",
+        "notifyworker capacity --runs-per-s 50 --duration-s 2 --payload-bytes 2000 --retention-days 90 --json",
+    ),
     "completion": ("notifyworker completion bash > ~/.local/share/bash-completion/completions/notifyworker",),
 }
 EXIT_CODES = """\

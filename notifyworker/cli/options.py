@@ -67,6 +67,10 @@ class WorkerOptions(DatabaseOptions):
         float | None, Parameter(help="A run that waits so long counts one priority more [default: none].", **_LEADING)
     ] = None
     processes: Annotated[int | None, Parameter(help="For handlers that compute [default: processors].", **_LEADING)] = None
+    read_dsn: Annotated[str | None, Parameter(help="Where the page reads, such as a replica [default: --dsn].")] = None
+    listen: Annotated[
+        bool | None, Parameter(help="Hear notifications [default: yes]; else poll alone.", negative="--no-listen")
+    ] = None
     poll_interval_s: Annotated[float | None, Parameter(help="Fallback poll [default: 5].", **_LEADING)] = None
     progress_interval_s: Annotated[
         float | None, Parameter(help="How often a run's progress is written [default: 0.5].", **_LEADING)

@@ -38,6 +38,14 @@ _STEPS = (
     output.Column("took", "took", "right", spare=3),
     output.Column("result", "shown"),
 )
+_CHILDREN = (
+    output.Column("child", "position", "right"),
+    output.Column("run_id", "run_id"),
+    output.Column("kind", "kind"),
+    output.Column("state", "state"),
+    output.Column("settled", "settled_at", spare=1),
+    output.Column("error", "error"),
+)
 RunId = Annotated[str, Parameter(name="ID", help="The run's id.")]
 Payload = Annotated[str | None, Parameter(help="JSON in place of its payload; - reads stdin.", **_HYPHEN)]
 
@@ -110,7 +118,7 @@ async def enqueue(
     )
     if wait_s is not None and not 0 < wait_s <= _LONGEST_WAIT_S:
         raise InvalidRun(field="wait_s", message=f"must be above 0 and at most {_LONGEST_WAIT_S:g}, not {wait_s:g}")
-    run_id, became = await _insert(new, database)
+    run_id, became = await insert_run(new, database)
     if wait or wait_s is not None:
         from notifyworker.cli.wait import settled
 
@@ -152,10 +160,11 @@ async def runs_list(
 
 
 async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> None:
-    """Show one run: its columns, what happened to it and when, its errors, steps and log."""
+    """Show one run: its columns, what happened to it and when, its errors, steps, children and log."""
     from notifyworker.cli.database import opened
     from notifyworker.cli.timeline import timeline
     from notifyworker.given import as_dict
+    from notifyworker.relatives import relatives_of
     from notifyworker.run_log_store import RunLogStore
     from notifyworker.step_store import StepStore
 
@@ -166,12 +175,17 @@ async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOption
             raise RunNotFound(wanted)
         steps = [as_dict(s) for s in await StepStore(db.store).steps_list(db.connection, wanted, row["created_at"])]
         logged = [as_dict(lease) for lease in await RunLogStore(db.store).run_logs_list(db.connection, wanted, row["created_at"])]
+        family = await relatives_of(db.store, db.connection, row)
         now = await db.store.clock(db.connection)
     run = as_dict(row)
     if json:
-        output.document({**run, "steps": steps, "log": logged})
+        output.document({**run, "steps": steps, "log": logged, **family})
         return
     shown = {name: value for name, value in run.items() if value not in (None, [], {}) and name != "errors"}
+    children = family["children"]
+    first = children.pop("first")
+    shown |= {f"children.{state}": count for state, count in children.items() if count}
+    shown |= {name: family[name] for name in ("parent_id", "event") if family[name]}
     output.blocks(output.Facts(shown), timeline(run, now))
     errors = run["errors"]
     for error in errors if isinstance(errors, list) else [{"message": errors}]:
@@ -183,6 +197,9 @@ async def show(run_id: RunId, /, *, json: Json = False, database: DatabaseOption
     if steps:
         output.line("")
         output.table(_STEPS, [{**step, "took": _took(step), "shown": _step_result(step)} for step in steps])
+    if first:
+        output.line("")
+        output.table(_CHILDREN, first)
     for lease in logged:
         output.line("")
         output.line(f"log of attempt {lease['attempt']}, written {output.moment(lease['written_at'])}")
@@ -196,7 +213,7 @@ async def cancel(run_id: RunId, /, *, json: Json = False, database: DatabaseOpti
 
     wanted = _uuid(run_id)
     async with opened(database) as db:
-        state = await _steered(db, wanted, "cancel")
+        state = await steered(db, wanted, "cancel")
     _steered_told(wanted, state, json=json)
 
 
@@ -218,7 +235,7 @@ async def retry(
     wanted, another = _uuid(run_id), _another(payload)
     check_from_step(from_step)
     async with opened(database) as db:
-        await _steered(db, wanted, "retry", another, from_step)
+        await steered(db, wanted, "retry", another, from_step)
     _steered_told(wanted, "pending", json=json)
 
 
@@ -230,14 +247,15 @@ async def replay(
 
     wanted, another = _uuid(run_id), _another(payload)
     async with opened(database) as db:
-        again = await _steered(db, wanted, "replay", another)
+        again = await steered(db, wanted, "replay", another)
     if json:
         output.document({"run_id": again, "replay_of": wanted})
     else:
         output.line(again)
 
 
-async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
+async def insert_run(new: Any, database: DatabaseOptions) -> "Inserted":
+    """Insert; what the database refuses is told by the column."""
     import asyncpg
 
     from notifyworker.cli.database import opened
@@ -252,13 +270,14 @@ async def _insert(new: Any, database: DatabaseOptions) -> "Inserted":
             raise refused(error) from None
 
 
-async def _steered(
+async def steered(
     db: "Database",
     run_id: UUID,
     verb: Literal["cancel", "retry", "replay"],
     payload: str | None = None,
     from_step: int | None = None,
 ) -> str:
+    """Cancel, retry or replay; return the new state, or the id of the run. Raises RunNotFound, RunConflict."""
     from notifyworker.given import Conflicts
 
     with Conflicts(run_id):

@@ -32,10 +32,11 @@ async def status(
     """Show the leader, the workers, the live runs and the reaper."""
     from notifyworker.cli.live import shown
 
-    await shown(database, _look, _blocks, title="notifyworker status", watch=watch, interval_s=interval_s, json=json)
+    await shown(database, look, _blocks, title="notifyworker status", watch=watch, interval_s=interval_s, json=json)
 
 
-async def _look(db: "Database") -> dict[str, Any]:
+async def look(db: "Database") -> dict[str, Any]:
+    """Return the leader, the workers, the live runs and the reaper."""
     from notifyworker.database import describe
     from notifyworker.migrate import applied_version
 

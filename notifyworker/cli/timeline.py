@@ -38,7 +38,10 @@ def _events(run: Mapping[str, Any], now: datetime) -> list[tuple[datetime, str, 
     if run["started_at"] is not None:
         worker = run.get("lease_owner") or run.get("settled_by")
         events.append((run["started_at"], f"attempt {run['attempt']} of {run['max_attempts'] or '?'} started", worker))
-    if state == "pending":
+    if state == "pending" and run["waits_for"] in {"children", "event"}:
+        waited = "its children" if run["waits_for"] == "children" else "an event"
+        events.append((now, f"waits for {waited}, without a slot", None))
+    elif state == "pending":
         events.append((run["run_at"], _due(run["run_at"], now), None))
     elif run["run_at"] - run["created_at"] > timedelta(milliseconds=1):
         events.append((run["run_at"], "due", None))

@@ -3,8 +3,9 @@
 import random
 import time
 
-from notifyworker.database import connect, describe, hears, hears_notifications
+from notifyworker.database import connect, describe
 from notifyworker.doctor.finding import Finding, Patient, Verdict, duration
+from notifyworker.hearing import POOLER, hears, why_deaf
 
 _CONSEQUENCE = {
     "wake": "inserts wake nobody, runs wait for the fallback poll",
@@ -35,10 +36,14 @@ async def notify(patient: Patient) -> list[Finding]:
     """Send a notification over `dsn` and hear it over `listen_dsn`, on a channel of its own."""
     listener = await connect(patient.listen_dsn, schema=patient.schema, purpose="doctor")
     try:
-        if not await hears_notifications(patient.listen_dsn, schema=patient.schema, listener=listener):
+        why = await why_deaf(patient.listen_dsn, schema=patient.schema, listener=listener)
+        if why == POOLER:
             seen = f"{describe(patient.listen_dsn)} is a transaction pooler: nobody hears a notification, workers poll, and none leads"
             todo = "Set NOTIFYWORKER_LISTEN_DSN to a direct connection, or the pooler to session mode for it."
             return [Finding("notify", Verdict.WARNING, seen, todo)]
+        if why is not None:
+            todo = "Workers poll: lower poll_interval_s to what a run may wait, and see docs/databases.md."
+            return [Finding("notify", Verdict.WARNING, f"{describe(patient.listen_dsn)}: {why}", todo)]
         sender = await connect(patient.dsn, schema=patient.schema, purpose="doctor", session={"synchronous_commit": "local"})
         try:
             began = time.monotonic()

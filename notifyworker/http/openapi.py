@@ -65,7 +65,7 @@ _RUN: Json = {
     "started_at": _or_null(_MOMENT), "progress": _ANYTHING, "errors": _ANYTHING, "finished_at": _or_null(_MOMENT),
     "result": _ANYTHING, "effects": _ANYTHING, "error_code": _or_null(_TEXT), "settled_by": _or_null(_TEXT),
     "replay_of": _or_null(_UUID),
-    "waits_for": _or_null({"type": "string", "enum": ["key"]}), "key_held_by": _or_null({"type": "array", "items": _UUID}),
+    "waits_for": _or_null({"type": "string", "enum": ["key", "children", "event"]}), "key_held_by": _or_null({"type": "array", "items": _UUID}),
 }  # fmt: skip
 
 _STEP: Json = {
@@ -77,6 +77,27 @@ _LOG: Json = {
     "attempt": _INTEGER, "lease_token": _INTEGER, "written_at": _MOMENT, "cut": _INTEGER, "lost_after": _or_null(_MOMENT),
     "lines": {"type": "array", "items": {"type": "object"}},
 }  # fmt: skip
+
+_CHILD: Json = {
+    "position": _INTEGER, "run_id": _UUID, "kind": _TEXT, "state": _TEXT, "started_at": _MOMENT, "settled_at": _or_null(_MOMENT),
+    "error_code": _or_null(_TEXT), "error": _or_null(_TEXT),
+}  # fmt: skip
+_FAMILY: Json = {
+    "parent_id": _or_null(_UUID),
+    "children": _object(
+        dict.fromkeys(("live", "completed", "failed", "cancelled", "deleted"), _INTEGER)
+        | {"first": {"type": "array", "items": _object(_CHILD)}}
+    ),
+    "event": _or_null(_object({"name": _TEXT, "key": _or_null(_TEXT), "until": _or_null(_MOMENT)})),
+}
+_NEW_EVENT: Json = {
+    "name": {**_NAME, "maxLength": 100},
+    "payload": {"description": "what the runs are given: any JSON; null by default"},
+    "run_id": _or_null({**_UUID, "description": "for this run alone"}),
+    "key": _or_null({"type": "string", "maxLength": 90, "description": "for all that wait for this name and key"}),
+    "project_id": _or_null({**_NAME, "description": "of the key"}),
+    "keep_s": _or_null({"type": "number", "minimum": 1, "maximum": 31_536_000, "description": "7 days by default"}),
+}
 
 _LEASE: Json = {
     "run_id": _UUID, "kind": _TEXT, "project_id": _TEXT, "attempt": _INTEGER, "max_attempts": _INTEGER, "is_shadow": _FLAG,
@@ -212,6 +233,7 @@ _SCHEMAS: Json = {
     "NewSchedule": _object(_NEW_SCHEDULE, optional=frozenset(_NEW_SCHEDULE) - {"cron", "kind"}, closed=True),
     "Schedule": _object(_SCHEDULE),
     "NewLimit": _object(_NEW_LIMIT, optional=frozenset(_NEW_LIMIT), closed=True),
+    "NewEvent": _object(_NEW_EVENT, optional=frozenset(_NEW_EVENT) - {"name"}, closed=True),
     "NewPause": _object(_NEW_PAUSE, optional=frozenset(_NEW_PAUSE), closed=True),
     "Scope": _object(_SCOPE, optional=frozenset(_SCOPE), closed=True),
     "Problem": _object(
@@ -221,7 +243,12 @@ _SCHEMAS: Json = {
     "NewRun": _object(_NEW_RUN, optional=frozenset(_NEW_RUN) - {"kind"}, closed=True),
     "Run": _object(_RUN),
     "RunInFull": _object(
-        {**_RUN, "steps": {"type": "array", "items": _object(_STEP)}, "log": {"type": "array", "items": _object(_LOG)}}
+        {
+            **_RUN,
+            "steps": {"type": "array", "items": _object(_STEP)},
+            "log": {"type": "array", "items": _object(_LOG)},
+            **_FAMILY,
+        }
     ),
     "Health": _object({"status": {"type": "string", "enum": ["ok", "failing"]}, "reasons": {"type": "array", "items": _TEXT}}),
 }
@@ -431,7 +458,18 @@ def _paths() -> Json:
             ),
         },
         "/metrics": {"get": _operation("metrics", "metrics of this worker", metrics, is_open=True)},
-        "/events": {"get": _operation("events", "state changes and progress, of runs that this worker executes", events)},
+        "/events": {
+            "get": _operation("events", "state changes and progress, of runs that this worker executes", events),
+            "post": _operation(
+                "emit",
+                "tell runs that wait for it what has happened",
+                {
+                    "201": _answer("emitted", _object({"emitted": _FLAG})),
+                    "200": _answer("there is one already", _object({"emitted": _FLAG})),
+                },
+                body={"application/json": {"schema": _ref("NewEvent")}},
+            ),
+        },
         "/openapi.json": {"get": _shown("openapi", "this document", {"type": "object"})},
         "/live": {"get": _operation("live", "a pulse for pages: there is something new", events)},
         "/system": {"get": _shown("show_system", "what the doctor finds, tables, settings", {"type": "object"})},

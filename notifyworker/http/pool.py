@@ -49,6 +49,10 @@ class Pool:
             min_size=0, max_size=CONNECTIONS, max_inactive_connection_lifetime=60, connect=self._connect, reset=_keep
         )
 
+    def used(self) -> int:
+        """Return how many connections are in use now."""
+        return 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
+
     def close(self) -> None:
         """End all connections, whatever they are doing."""
         if self._pool is not None:

@@ -12,6 +12,7 @@ from notifyworker.errors import InvalidRun, RunConflict, RunNotFound
 from notifyworker.given import Conflicts, new_run, refused
 from notifyworker.http.answer import dumps, json_answer, shown
 from notifyworker.http.body import SMALL_BYTES, read_object
+from notifyworker.http.emit import Emit
 from notifyworker.http.events import Events
 from notifyworker.http.limits import Limits
 from notifyworker.http.many import Many
@@ -23,6 +24,7 @@ from notifyworker.http.query import Query, page, run_id_of
 from notifyworker.http.schedules import Schedules
 from notifyworker.http.shares import Shares
 from notifyworker.http.workers import Workers
+from notifyworker.relatives import relatives_of
 from notifyworker.run_log_store import RunLogStore
 from notifyworker.step_store import StepStore
 from notifyworker.store import Inserted, NewRun, Row
@@ -35,7 +37,7 @@ _SYSTEMS = frozenset(
     {
         "state", "attempt", "lease_owner", "lease_token", "lease_expires_at", "created_at", "started_at", "finished_at",
         "progress", "errors", "result", "effects", "error_code", "shadow_by", "settled_by", "replay_of",
-        "waits_for", "is_limited",
+        "waits_for", "is_limited", "parent_id",
     }
 )  # fmt: skip
 
@@ -67,6 +69,7 @@ class Routes:
             *Pauses(self._worker, self._pool).table(),
             *Limits(self._worker, self._pool).table(),
             *Schedules(self._worker, self._pool).table(),
+            *Emit(self._worker, self._pool).table(),
             *Shares(self._worker, self._pool).table(),
             *Workers(self._worker, self._pool).table(),
             web.get("/metrics", self.metrics),
@@ -125,7 +128,8 @@ class Routes:
             raise RunNotFound(run_id)
         steps = await self._steps.steps_list(self._pool, run_id, row["created_at"])
         logged = await self._logs.run_logs_list(self._pool, run_id, row["created_at"])
-        more = {"steps": [shown(step) for step in steps], "log": [shown(lease) for lease in logged]}
+        family = await relatives_of(self._store, self._pool, row)
+        more = {"steps": [shown(step) for step in steps], "log": [shown(lease) for lease in logged], **family}
         body = await asyncio.to_thread(dumps, {**shown(row), **more})  # up to some megabytes
         return web.Response(body=body, content_type="application/json")
 

@@ -16,7 +16,7 @@ from notifyworker.http.observed import Observed
 from notifyworker.http.page.actions import Actions
 from notifyworker.http.page.live import Live
 from notifyworker.http.page.pages import Pages
-from notifyworker.http.pool import Pool
+from notifyworker.http.pool import CONNECTIONS, Pool
 from notifyworker.http.problem import problems
 from notifyworker.http.routes import Routes
 from notifyworker.http.tls import HANDSHAKE_S, server_context
@@ -34,7 +34,8 @@ class Sidecar:
         self._settings = worker.settings
         self._token = self._settings.token.get_secret_value() if self._settings.token else None
         self._pool = Pool(worker.dsn, self._settings.schema_name)
-        self._page_pool = Pool(worker.dsn, self._settings.schema_name, purpose="page")
+        read_dsn = self._settings.read_dsn.get_secret_value() if self._settings.read_dsn else worker.dsn
+        self._page_pool = Pool(read_dsn, self._settings.schema_name, purpose="page")
         self._events = Events(self._events_heard)
         self._has_listeners = False
         self._live = Live(self._hear)
@@ -70,6 +71,9 @@ class Sidecar:
         try:
             await self._pool.open()
             await self._page_pool.open()
+            for name, pool in (("sidecar", self._pool), ("page", self._page_pool)):
+                self._worker.metrics.connections.labels(name).set_function(pool.used)
+                self._worker.metrics.connections_allowed.labels(name).set(CONNECTIONS)
             self._runner = web.AppRunner(self._application(), shutdown_timeout=_SHUTDOWN_S, handler_cancellation=True)
             await self._runner.setup()
             await self._listen(self._runner, context)

@@ -17,4 +17,5 @@ SELECT run_id, replay_of, run_at, created_at, expires_at, lease_token, timeout,
   FROM gone
 -- It may have been its turn for a key.
 RETURNING run_id, CASE WHEN concurrency_key IS NOT NULL THEN {schema}.end_wait(project_id, concurrency_key, 1) END AS ended,
-    (SELECT CASE WHEN EXISTS (SELECT FROM {schema}.waiters) THEN {schema}.tell_waiters(array(SELECT run_id FROM gone)) IS NULL END) AS told
+    (SELECT CASE WHEN EXISTS (SELECT FROM {schema}.waiters) THEN {schema}.tell_waiters(array(SELECT run_id FROM gone)) IS NULL END) AS told,
+    (SELECT {schema}.cancel_children(array(SELECT run_id FROM gone))) AS children

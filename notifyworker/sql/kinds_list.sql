@@ -5,13 +5,13 @@ SELECT kind, sum(ready)::bigint AS ready, sum(later)::bigint AS later, sum(runni
        sum(cancelled)::bigint AS cancelled, max(wait_p95_s) AS wait_p95_s, max(took_p50_s) AS took_p50_s,
        max(took_p95_s) AS took_p95_s
   FROM (
-    SELECT kind, count(*) FILTER (WHERE state = 'pending' AND run_at <= now()) AS ready,
-           count(*) FILTER (WHERE state = 'pending' AND run_at > now()) AS later,
+    SELECT kind, count(*) FILTER (WHERE state = 'pending' AND run_at <= now() AND NOT is_parked) AS ready,
+           count(*) FILTER (WHERE state = 'pending' AND (run_at > now() OR is_parked)) AS later,
            count(*) FILTER (WHERE state = 'running') AS running,
-           extract(epoch FROM now() - min(run_at) FILTER (WHERE state = 'pending' AND run_at <= now()))::float8 AS oldest_s,
+           extract(epoch FROM now() - min(run_at) FILTER (WHERE state = 'pending' AND run_at <= now() AND NOT is_parked))::float8 AS oldest_s,
            0 AS completed, 0 AS failed, 0 AS cancelled, NULL::float8 AS wait_p95_s, NULL::float8 AS took_p50_s,
            NULL::float8 AS took_p95_s
-      FROM (SELECT kind, state, run_at FROM {schema}.runs LIMIT $2) AS live
+      FROM (SELECT kind, state, run_at, coalesce(waits_for <> 'key', false) AS is_parked FROM {schema}.runs LIMIT $2) AS live
      GROUP BY kind
     UNION ALL
     SELECT kind, 0, 0, 0, NULL, count(*) FILTER (WHERE state = 'completed'), count(*) FILTER (WHERE state = 'failed'),

@@ -6,7 +6,7 @@ SELECT r.kind, r.state, r.attempt
  WHERE r.kind = ANY ($1::text[]) AND ($2::text[] IS NULL OR r.project_id = ANY ($2::text[]))
    AND CASE r.state
            WHEN 'running' THEN r.lease_owner = $3 OR r.lease_expires_at <= now()
-           ELSE r.run_at <= now() AND NOT EXISTS (
+           ELSE r.run_at <= now() AND coalesce(r.waits_for, 'key') = 'key' AND NOT EXISTS (
                SELECT FROM {schema}.pauses AS p
                 WHERE p.kind IN ('', r.kind) AND p.project_id IN ('', r.project_id) AND (p.until IS NULL OR p.until > now()))
        END

@@ -1,13 +1,15 @@
 """A run without a database: a handler is called with it as with any other, and it records what the handler asks for."""
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from notifyworker import payload as payloads
+from notifyworker.errors import EventTimeout
+from notifyworker.family import ChildOutcome, OnFailure, Start
 from notifyworker.run import Done, Run
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ class HandlerRun(Run):
 
     `progresses` are all that was shown, the last one last; `effects` those of a shadow run, by `name`, `args` and
     `kwargs`: a live run calls them. `lines` are what was logged. `transaction()` gives the `connection` that was given,
-    and is refused without one. `cancel()` it to see a handler stop.
+    and is refused without one. `started` is what it starts; `join()` returns the `outcomes` that were given, and `event()`
+    the payload of `events` by name, or raises EventTimeout. `cancel()` it to see a handler stop.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class HandlerRun(Run):
         headers: dict[str, Any] | None = None,
         is_shadow: bool = False,
         connection: Any = None,
+        outcomes: Sequence[ChildOutcome] = (),
+        events: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             uuid.uuid4(), lease_token, kind, project_id, priority, 0.0, payloads.encode({} if payload is None else payload),
@@ -44,6 +49,9 @@ class HandlerRun(Run):
         )  # fmt: skip
         self.progresses: list[Any] = []
         self.lines: list[dict[str, Any]] = []
+        self.started: list[Start] = []
+        self.outcomes = outcomes
+        self.events = events or {}
 
     @property
     def effects(self) -> list[dict[str, Any]]:
@@ -78,6 +86,26 @@ class _Desk:
             value = call()
             value = await value if isinstance(value, Awaitable) else value
         return None if value is None else payloads.decode(payloads.encode(value))
+
+    async def start_children(
+        self,
+        run: Run,  # noqa: ARG002 - as above
+        starts: Sequence[Start],
+        last: Start | None,
+    ) -> tuple[list[uuid.UUID], uuid.UUID | None]:
+        """Record it."""
+        self._run.started += [*starts, *([last] if last else [])]
+        return [uuid.uuid4() for _ in starts], uuid.uuid4() if last else None
+
+    async def join(self, run: Run, children: Sequence[uuid.UUID] | None, on_failure: OnFailure) -> list[ChildOutcome]:  # noqa: ARG002 - as above
+        """Return what was given."""
+        return list(self._run.outcomes)
+
+    async def event(self, run: Run, name: str, key: str | None, timeout_s: float | None) -> Any:  # noqa: ARG002 - as above
+        """Return what was given, or be too late."""
+        if name not in self._run.events:
+            raise EventTimeout(name, key)
+        return self._run.events[name]
 
     def logger(self, run: Run) -> Any:  # noqa: ARG002 - as above
         """Return a logger that records."""

@@ -11,14 +11,14 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from chaos import mutants, table
+from chaos import hosts, mutants, table
 from chaos.acts import ACTS
 from chaos.forms import DEFAULTS, SHORT, Form
 from chaos.play import MIXTURE, Play, chosen, scratch
 
 app = App(
     name="chaos",
-    help="Hurt whole fleets of workers, and check that nothing is lost and nothing is done twice. On loopback, without root.",
+    help="Hurt whole fleets of workers, and check that nothing is lost and nothing is done twice. On loopback, without root; with root also whole hosts.",
     help_format="plaintext",
 )
 console = Console(width=None if sys.stdout.isatty() else 150)
@@ -44,6 +44,7 @@ def run(
         form = dataclasses.replace(form, mixture_runs=runs)
     seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
     console.print(f"SEED={seed}, {form.name} form")
+    hosts.alone()
     began = time.monotonic()
     rows = asyncio.run(_performed(form, seed, only, mixture=mixture))
     table.show(rows, console)

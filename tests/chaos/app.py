@@ -53,6 +53,10 @@ async def good(run: Run, payload: dict[str, Any]) -> dict[str, int]:
         return result
 
 
+if os.environ.get("CHAOS_VERSION") == "next":
+    worker.handler("newer")(good)
+
+
 @worker.handler("exact", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))
 async def exact(run: Run, payload: dict[str, Any]) -> None:
     """Its effect is a row beside its settle, in one transaction."""

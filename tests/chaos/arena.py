@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 from servers import Cluster, eventually
 
+import notifyworker
 from chaos.check import Lease, Settle, Verdict, Witness, judge
 from chaos.fleet import Fleet, Member
 from chaos.forms import Form
@@ -81,7 +82,13 @@ class Arena:
         self.is_mixed = False
         #: What a fault found to be wrong by itself.
         self.wrong: list[str] = []
+        #: What it measured beside its recovery.
+        self.notes: list[str] = []
+        #: Where the workers' package may come from.
+        self.packages = {notifyworker.__file__}
         self.drained_at = 0.0
+        #: Servers beside the arena's own: they end after the verdict.
+        self.servers = contextlib.AsyncExitStack()
         self._connection: asyncpg.Connection[Any] | None = None
         self._turn = asyncio.Lock()
         self._files = 0
@@ -279,6 +286,7 @@ async def arena(
         finally:
             await connection.close()
         place = Arena(name=name, form=form, cluster=cluster, database=database, directory=directory, thread=thread, seed=seed)
+        await stack.enter_async_context(place.servers)
         stack.push_async_callback(place.close)
         value = json.dumps(form.reaper_interval_s)
         await place.fetch("UPDATE notifyworker.settings SET value = $1 WHERE name = 'reaper_interval_s'", value)

@@ -7,12 +7,15 @@ package already: a start costs a few milliseconds of CPU in place of most of a s
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from typing import Any, Self
 
@@ -24,15 +27,35 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["notifyworker.cli.app", "notifyworker.cli.worker", "notifyworker.lifespan", "chaos.fleet", "aiohttp.web"]
 )
+_PR_SET_PDEATHSIG = 1
 
 
-def _live(environment: dict[str, str], log_file: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker lives: on this machine itself, unless it has namespaces; of this package, unless it has a program."""
+
+    #: Files in /proc of those to join.
+    namespaces: Sequence[str] = ()
+    #: What is executed in place of this package: another version, or one that wants another environment from its start.
+    program: Sequence[str] = ()
+
+
+def _live(environment: dict[str, str], log_file: str, place: Place) -> None:
     """In the child: be the command line's worker, and end when the harness does."""
     os.environ.clear()
     os.environ.update(environment)
     log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for name in place.namespaces:
+        namespace = os.open(name, os.O_RDONLY)
+        if libc.setns(namespace, 0) != 0:
+            raise OSError(ctypes.get_errno(), name)
+        os.close(namespace)
+    if place.program:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the fork server ends when the harness does
+        os.execv(place.program[0], place.program)
     harness = multiprocessing.parent_process()
     assert harness is not None
 
@@ -53,6 +76,7 @@ class Member:
         self.name = name
         self.log_file = ledger.directory.parent / f"{name}.log"
         self.settings = settings
+        self.place = Place()
         self.proxy: Proxy
         self._process: ForkServerProcess | None = None
         self.is_frozen = False
@@ -80,25 +104,31 @@ class Member:
         """Whether the present process lives, if only frozen."""
         return self._process is not None and not self._ended.is_set()
 
+    @property
+    def dsn(self) -> str:
+        """How its worker reaches the database."""
+        return f"postgresql://postgres@127.0.0.1:{self.proxy.port}/{self._database}"
+
     def start(self) -> None:
         """Start a worker."""
-        given = {
-            "dsn": f"postgresql://postgres@127.0.0.1:{self.proxy.port}/{self._database}", "log_format": "json", "sidecar": "false",
-            **self.settings,
-        }  # fmt: skip
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("NOTIFYWORKER_", "PG"))},
-            **{f"NOTIFYWORKER_{name.upper()}": str(value) for name, value in given.items()},
-            "CHAOS_LEDGER": str(self._ledger.directory),
-        }
+        environment = self.environment(self.dsn)
         self.is_frozen = False
         self.starts += 1
         self.log_file.touch()
         self._ended = asyncio.Event()
-        self._process = _FORKS.Process(target=_live, args=(environment, str(self.log_file)), name=self.name)
+        self._process = _FORKS.Process(target=_live, args=(environment, str(self.log_file), self.place), name=self.name)
         self._process.start()
         watch = (self._process, self._ended, asyncio.get_running_loop())
         threading.Thread(target=self._watch, args=watch, name=f"chaos {self.name}", daemon=True).start()
+
+    def environment(self, dsn: str) -> dict[str, str]:
+        """What a worker of this place finds there."""
+        given = {"dsn": dsn, "log_format": "json", "sidecar": "false", **self.settings}
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("NOTIFYWORKER_", "PG"))},
+            **{f"NOTIFYWORKER_{name.upper()}": str(value) for name, value in given.items()},
+            "CHAOS_LEDGER": str(self._ledger.directory),
+        }
 
     def _watch(self, process: ForkServerProcess, ended: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: write down a process's end the moment it is known."""

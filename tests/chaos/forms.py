@@ -29,11 +29,15 @@ class Form:
     act_s: float
     total_s: float
     slack_s: float
+    #: Inserts a second where a load goes on beside a fault.
+    load_per_s: float
+    #: How long COMMITs wait for a standby that is dead.
+    sync_s: float
 
 
-DEFAULTS = Form("full", {}, {}, 60, 10, 60, (5, 20, 60), 10, 30, 100_000, 200, 10, 240, 600, 3000, 0)
+DEFAULTS = Form("full", {}, {}, 60, 10, 60, (5, 20, 60), 10, 30, 100_000, 200, 10, 240, 600, 3000, 0, 1000, 30)
 SHORT = Form(
     "short",
     {"lease_s": 6, "heartbeat_interval_s": 1, "presumed_dead_s": 7, "presence_ping_s": 0.5, "poll_interval_s": 60},
-    {"lease_s": 15}, 1, 7, 6, (2, 8, 12), 3, 4, 4_000, 20, 6, 45, 75, 420, 5,
+    {"lease_s": 40}, 1, 7, 6, (2, 8, 12), 3, 4, 4_000, 20, 6, 45, 75, 420, 15, 200, 6,
 )  # fmt: skip

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from servers import Cluster
 
-import notifyworker
-from chaos import faults, mixture, network, outages, schedules  # noqa: F401 - they register what they do
+from chaos import failover, faults, many_hosts, mixture, network, outages, schedules  # noqa: F401 - they register what they do
 from chaos.acts import ACTS, Act, Skip
 from chaos.arena import CONF, Arena, arena, prepare
 from chaos.forms import Form
@@ -98,7 +97,7 @@ class Play:
                     row.wrong.append(f"{type(error).__name__}: {error}")
                 healed_at = time.monotonic()
                 verdict = await a.verdict()
-                row.injected, row.runs = a.injected, verdict.runs
+                row.injected, row.runs, row.notes = a.injected, verdict.runs, a.notes
                 if row.fault == MIXTURE:  # until nothing was left to do
                     row.recovery_s = a.drained_at - healed_at
                 row.lost, row.double = len(verdict.lost), len(verdict.double)
@@ -106,7 +105,7 @@ class Play:
                 if not verdict.runs:
                     row.wrong.append("no run was inserted")
                 packages = {e.facts["package"] for e in a.reader.entries if e.what == "up"}
-                if packages != {notifyworker.__file__}:
+                if packages != a.packages:
                     row.wrong.append(f"the workers were made of {packages}")
         except Exception as error:  # as above
             row.wrong.append(f"the arena: {type(error).__name__}: {error}")

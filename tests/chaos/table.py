@@ -19,6 +19,8 @@ class Row:
     recovery_s: float | None = None
     bound_s: float | None = None
     wrong: list[str] = field(default_factory=list)
+    #: What else was measured.
+    notes: list[str] = field(default_factory=list)
     skipped: str | None = None
 
     @property
@@ -57,5 +59,7 @@ def show(rows: list[Row], console: Console) -> None:
     for row in rows:
         if row.skipped is not None:
             console.print(f"{row.fault}: skipped, {row.skipped}", highlight=False)
+        for note in row.notes:
+            console.print(f"{row.fault}: {note}", highlight=False, markup=False)
         for reason in row.reasons() if row.is_red else ():
             console.print(f"{row.fault}: {reason}", highlight=False, style="red", markup=False)

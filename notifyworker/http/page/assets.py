@@ -3,10 +3,10 @@
 import gzip
 import hashlib
 from dataclasses import dataclass
-from importlib import resources
 
 from aiohttp import web
 
+from notifyworker.data import folder
 from notifyworker.http.problem import Problem
 
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -35,10 +35,10 @@ class Assets:
     """All of them. Anybody may have them: they are public, and the way in is drawn with them."""
 
     def __init__(self) -> None:
-        folder = resources.files("notifyworker") / "http" / "page" / "assets"
+        files = folder("http/page/assets")
         self._by_name = {}
         for name, paths in _FILES.items():
-            plain = b"\n".join(folder.joinpath(*path.split("/")).read_bytes() for path in paths)
+            plain = b"\n".join(files.joinpath(*path.split("/")).read_bytes() for path in paths)
             self._by_name[name] = Asset(name, plain, gzip.compress(plain, 9, mtime=0), hashlib.sha256(plain).hexdigest()[:12])
 
     def url(self, base: str, name: str) -> str:

@@ -1,8 +1,8 @@
 """The page's own statements: one file of sql/ each, beside those of the store."""
 
-from importlib import resources
 from typing import Any
 
+from notifyworker.data import folder
 from notifyworker.database import Queryable
 from notifyworker.migrate import render
 from notifyworker.store import Row
@@ -12,10 +12,9 @@ class Queries:
     """The statements of one installation."""
 
     def __init__(self, schema: str) -> None:
-        folder = resources.files("notifyworker") / "http" / "page" / "sql"
         self._sql = {
             file.name[:-4]: render(file.read_text(encoding="utf-8"), schema)
-            for file in folder.iterdir()
+            for file in folder("http/page/sql").iterdir()
             if file.name.endswith(".sql")
         }
 

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 
 from aiohttp import web
 from jinja2 import DictLoader, Environment, StrictUndefined
 
+from notifyworker.data import folder
 from notifyworker.http.auth import ACTOR, LOCAL, Actor
 from notifyworker.http.page import charts, shown
 from notifyworker.http.page.assets import Assets
@@ -29,8 +29,8 @@ class Site:
         self._prefix = prefix
         self._where = where
         self.assets = Assets()
-        folder = resources.files("notifyworker") / "http" / "page" / "templates"
-        texts = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name.endswith(".html")}
+        files = folder("http/page/templates").iterdir()
+        texts = {file.name: file.read_text(encoding="utf-8") for file in files if file.name.endswith(".html")}
         self._environment = Environment(
             loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )

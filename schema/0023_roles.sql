@@ -51,6 +51,13 @@ BEGIN
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.audit'),
             ('operator', 'INSERT, UPDATE, DELETE ON {schema}.schedules'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.steps, {schema}.run_logs'),
+            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.children, {schema}.child_groups, {schema}.child_checks'),
+            ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.events, {schema}.event_waits'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.park, {schema}.close_group, {schema}.failed_of, {schema}.who_comes_after'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.have_checked, {schema}.check_parent, {schema}.end_children, {schema}.cancel_children'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.take_event, {schema}.lock_address, {schema}.emit, {schema}.mend_events'),
+            ('producer', 'EXECUTE ON FUNCTION {schema}.emit'),
+            ('operator', 'EXECUTE ON FUNCTION {schema}.emit'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.pause, {schema}.resume, {schema}.set_limit, {schema}.remove_limit'),
             ('worker', 'SELECT, UPDATE ON {schema}.limits'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.places, {schema}.rates'),
@@ -77,7 +84,7 @@ BEGIN
         SELECT reader, format('SELECT ON %s', c.oid::regclass)
           FROM pg_class AS c CROSS JOIN (VALUES ('operator'), ('observer')) AS r (reader)
          WHERE c.relnamespace = quote_ident('{name}')::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
-           AND c.relname <> 'waiters'  -- of every project
+           AND c.relname NOT IN ('waiters', 'child_checks')  -- of every project
         UNION ALL
         -- Many runs at once: for those who may steer one, and for those who read.
         SELECT bound, 'EXECUTE ON FUNCTION {schema}.replay, {schema}.cancel_runs, {schema}.retry_runs, '

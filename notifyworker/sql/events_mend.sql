@@ -1,0 +1,1 @@
+SELECT {schema}.mend_events() AS mended
