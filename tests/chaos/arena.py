@@ -252,6 +252,10 @@ class Arena:
         )
         effects = await self.fetch("SELECT run_id::text, lease_token FROM chaos.effects")
         live = await self.fetch("SELECT run_id::text FROM notifyworker.runs")
+        scheduled = await self.fetch(
+            "SELECT run_id::text, date_part('epoch', (headers ->> 'tick')::timestamptz)::bigint FROM notifyworker.all_runs"
+            " WHERE headers ? 'tick'"
+        )
         return Witness(
             [row[0] for row in inserted],
             [Lease(*row) for row in leases],
@@ -259,6 +263,7 @@ class Arena:
             [(row[0], row[1]) for row in effects],
             {row[0] for row in live},
             await self.value("SELECT count(*) FROM notifyworker.places"),
+            [(row[0], row[1]) for row in scheduled],
         )
 
     async def close(self) -> None:

@@ -17,3 +17,7 @@ EXACT = "exact"
 STEPPED = "stepped"
 #: In the mixture so many of this kind are executed at once, by a limit.
 LIMITED, AT_ONCE = "flaky", 5
+#: Is cancelled in bulk, some of it while it is executed; what comes too late for that is completed.
+CANCELLED = "cancelled"
+#: Is inserted by a schedule, once a second.
+SCHEDULED = "scheduled"
