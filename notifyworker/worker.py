@@ -620,6 +620,10 @@ class Conductor:
         """Whether it claims: not while starting, stopping, or without a database."""
         return self.claims.is_claiming
 
+    def unanswered_s(self) -> float:
+        """For how many seconds the database has answered no heartbeat."""
+        return self.keeper.beat_age_s()
+
     def restrictions(self) -> list[str]:
         """What this worker does its job without."""
         reasons = []

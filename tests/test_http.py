@@ -55,6 +55,9 @@ class Watched:
     def health(self) -> list[str]:
         return self.reasons
 
+    def unanswered_s(self) -> float:
+        return 0.0
+
     def restrictions(self) -> list[str]:
         return []
 

@@ -24,6 +24,8 @@ from notifyworker import Run
 from notifyworker.errors import SettingsError
 from notifyworker.http.page import charts, shown
 from notifyworker.http.page.attention import Need, sentence, suspects
+from notifyworker.http.page.queries import Queries
+from notifyworker.http.page.runs import filter_of, find
 from notifyworker.http.pool import Pool
 from notifyworker.migrate import migrate
 from notifyworker.settings import Settings
@@ -597,15 +599,22 @@ async def test_a_run_shows_its_steps_its_log_and_what_it_repeats(make_worker, co
     async def order(run: Run) -> None:
         await run.step("charge the card", _answer)
         run.log.warning("a line was skipped <b>", number=17)
+        if run.payload.get("has_child"):
+            await run.start("nobody's")
 
     async with worker, aiohttp.ClientSession(worker.url, headers=HTML) as session:
-        first = await connection.fetchval("INSERT INTO notifyworker.runs (kind) VALUES ('order') RETURNING run_id")
+        first = await connection.fetchval(
+            """INSERT INTO notifyworker.runs (kind, payload) VALUES ('order', '{"has_child": 1}') RETURNING run_id"""
+        )
         await eventually(lambda: _is_settled(connection, first))
+        child = await connection.fetchval("SELECT run_id FROM notifyworker.runs WHERE kind = 'nobody''s'")
+        async with session.get(f"/runs/{child}") as response:
+            assert f"/runs/{first}" in await response.text()
         again = await connection.fetchval("SELECT notifyworker.replay($1)", first)
         async with session.get(f"/runs/{first}") as response:
             page = Answer(response.status, response.headers, await response.text())
         checked(page)
-        for wanted in ("charge the card", '"paid"', "a line was skipped <b>", "number=17"):
+        for wanted in ("charge the card", '"paid"', "a line was skipped <b>", "number=17", "nobody's"):
             assert wanted in words(page), wanted
         async with session.get(f"/runs/{again}") as response:
             assert f"/runs/{first}" in await response.text()
@@ -617,3 +626,18 @@ async def _answer() -> dict[str, int]:
 
 async def _is_settled(connection: asyncpg.Connection, run_id: uuid.UUID) -> bool:
     return bool(await connection.fetchval("SELECT true FROM notifyworker.run_history WHERE run_id = $1", run_id))
+
+
+async def test_a_list_is_read_along_its_order_however_few_fit(dsn: str, connection) -> None:
+    pool = Pool(dsn, "notifyworker")
+    await pool.open()
+    for given, is_walked in (
+        ({"worker": "absent"}, True),
+        ({"state": "failed"}, False),
+        ({"state": "running", "kind": "k"}, False),
+    ):
+        async with pool.snapshot() as on:
+            await find(on, Queries("notifyworker"), filter_of(given, datetime.now(UTC)), None, 50)
+            sorts = (await on.fetch("SHOW enable_sort"))[0][0]
+        assert sorts == ("off" if is_walked else "on"), given
+    pool.close()

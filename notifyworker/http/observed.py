@@ -42,6 +42,9 @@ class Observed(Protocol):
     def health(self) -> list[str]:
         """Why it does not do its job; nothing if it does."""
 
+    def unanswered_s(self) -> float:
+        """For how many seconds the database has answered no heartbeat."""
+
     def restrictions(self) -> list[str]:
         """What it does its job without."""
 

@@ -6,6 +6,7 @@ from notifyworker.database import Queryable
 from notifyworker.given import schedule_as_dict
 from notifyworker.http.observed import Observed
 from notifyworker.http.page.frame import Frame
+from notifyworker.http.page.overview import CAP
 from notifyworker.http.page.queries import Queries
 
 _LEASES = 200
@@ -65,7 +66,7 @@ class Fleet:
     async def pauses(self, on: Queryable, frame: Frame) -> dict[str, Any]:
         """What is paused, and what could be."""
         names = await self._queries.rows(on, "names", 2000)
-        live = {(row["kind"], row["project_id"]): row for row in await self._queries.rows(on, "live", 100_000)}
+        live = {(row["kind"], row["project_id"]): row for row in await self._queries.rows(on, "live", CAP)}
         pauses = []
         for pause in frame.pauses:
             row = live.get((pause["kind"], pause["project_id"]) if None in {pause["kind"], pause["project_id"]} else ("", ""))

@@ -15,7 +15,7 @@ from notifyworker.http.events import Events
 SLOWEST_S = 5.0
 _FASTEST_S = 2.0
 _SLOWED_S = 20.0
-_SHARE = 0.015  # of the event loop's time that drawing may take; what is read for it takes as much again
+_SHARE = 0.006  # of the event loop's time that drawing may take; to read, pack and send it takes twice as much again
 
 
 class Live:

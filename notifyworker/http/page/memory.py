@@ -22,11 +22,13 @@ class Memory:
         self._since = None
         self._tries = 0
 
-    def told(self, error: BaseException, reasons: list[str]) -> dict[str, Any]:
+    def told(self, error: BaseException, reasons: list[str], unanswered_s: float) -> dict[str, Any]:
         """What the page of an outage shows. By this host's clock: there is no other."""
         now = datetime.now(UTC)
         if self._since is None:
-            self._since = now
+            # The worker has asked more often than anybody looked; of what it does not know, this page's last look does.
+            known = [now - timedelta(seconds=unanswered_s), *([self._kept[0]] if self._kept else [])]
+            self._since = min(now, max(known))
         self._tries += 1
         kept_at, frame, data = self._kept or (None, None, None)
         lease_s = max((w["lease_s"] or 0 for w in frame.workers), default=0) if frame else 0

@@ -17,11 +17,12 @@ from notifyworker.http.page.queries import Queries
 from notifyworker.http.page.trends import Minute, Trends, gathered
 from notifyworker.http.pool import Pool
 
-CAP = 100_000  # live runs that are counted
+CAP = 50_000  # live runs that are counted
 RANGES = {"15m": 15, "1h": 60, "6h": 360, "24h": 1440}
-_LOOKED_AT = 2_000  # runs with errors
+_LOOKED_AT = 1_000  # runs with errors
 _RECENT = timedelta(minutes=15)
 _KINDS = 50
+_TIMED = 200  # of the newest runs of each kind
 
 
 class Overview:
@@ -37,7 +38,7 @@ class Overview:
         self._depths: list[tuple[float, int, int]] = []  # when, due and running: what no table keeps
 
     async def read(self, frame: Frame, span: str) -> dict[str, Any]:
-        """All of it, kept for ten times as long as it took to read, at most five seconds: many pages cost what one does. Raises DatabaseError."""
+        """All of it, kept for twenty times as long as it took to read, at most ten seconds: many pages cost what one does. Raises DatabaseError."""
         async with self._turn:
             kept = self._kept.get(span)
             if kept is not None and time.monotonic() < kept[0]:
@@ -45,7 +46,7 @@ class Overview:
             began = time.monotonic()
             data = await self._read(frame, span)
             took_s = time.monotonic() - began
-            keep_s = min(5.0, max(1.0, 10 * took_s)) * random.uniform(0.8, 1.2)  # noqa: S311 - so that sidecars do not fall into step
+            keep_s = min(10.0, max(1.0, 20 * took_s)) * random.uniform(0.8, 1.2)  # noqa: S311 - so that sidecars do not fall into step
             self._kept[span] = time.monotonic() + keep_s, data
             return data
 
@@ -58,9 +59,9 @@ class Overview:
         since = frame.now - timedelta(minutes=minutes)
         async with self._pool.snapshot() as on:
             live = [dict(row) for row in await self._queries.rows(on, "live", CAP)]
-            causes, per_minute = _split(await self._queries.rows(on, "failures", since, _LOOKED_AT, CAP))
-            recent, _ = _split(await self._queries.rows(on, "failures", frame.now - _RECENT, _LOOKED_AT, CAP))
-            judged = await self._judged(on, recent, frame.now)
+            failures = await self._queries.rows(on, "failures", since, _LOOKED_AT, CAP, frame.now - _RECENT)
+            causes, per_minute = _split(failures)
+            judged = await self._judged(on, _recent(causes), frame.now)
             faults = [dict(row) for row in await self._worker.store.schedules_list(on) if row["error"]]
         moments, known, is_counted = await self._settled(frame.now, minutes)
         whole = live[0] if live and live[0]["is_all"] else _empty()
@@ -90,6 +91,7 @@ class Overview:
             "needs": [asdict(need) for need in needs],
             "live": whole,
             "cap": CAP,
+            "timed": _TIMED,
             "is_counted": is_counted,
             "totals": totals,
             "attempts_failed": sum(cause["attempts"] for cause in causes),
@@ -133,7 +135,7 @@ class Overview:
         of_live = {row["kind"]: row for row in live}
         names = sorted({*of_live, *sums}, key=lambda kind: (-sums.get(kind, (0, 0))[0], kind))[:_KINDS]
         async with self._pool.snapshot() as on:
-            times = {row["kind"]: row for row in await self._queries.rows(on, "kind_times", names, 500)}
+            times = {row["kind"]: row for row in await self._queries.rows(on, "kind_times", names, _TIMED)}
         series = gathered(known[:-1], most=30)
         failed_attempts: dict[str, int] = {}
         for cause in causes:
@@ -166,6 +168,12 @@ def _split(rows: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[datetime, in
     causes = [dict(row) for row in rows if row["kind"] is not None]
     causes.sort(key=lambda cause: -cause["attempts"])
     return causes, {row["minute"]: row["attempts"] for row in rows if row["kind"] is None}
+
+
+def _recent(causes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same causes, as far as they are of the last minutes."""
+    names = ("attempts", "first_at", "projects", "project_id")
+    return [cause | {name: cause[f"recent_{name}"] for name in names} for cause in causes if cause["recent_attempts"]]
 
 
 def _empty() -> dict[str, Any]:

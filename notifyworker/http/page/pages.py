@@ -274,7 +274,9 @@ class Pages:
             error, (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
         )
         if is_gone:
-            return self.site.render(request, "gone.html", self._memory.told(error, self._worker.health()), status=503)
+            return self.site.render(
+                request, "gone.html", self._memory.told(error, self._worker.health(), self._worker.unanswered_s()), status=503
+            )
         return self.site.render(request, "problem.html", {"problem": problem.body}, status=problem.status)
 
 

@@ -1,5 +1,6 @@
 """One run: its attempts in time, its lease, and all that is known of it."""
 
+import re
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from notifyworker.http.page.charts import Span
 from notifyworker.http.page.frame import Frame
 from notifyworker.http.page.queries import Queries
 from notifyworker.http.page.shown import duration, short
+from notifyworker.relatives import relatives_of
 from notifyworker.run_log_store import RunLogStore
 from notifyworker.step_store import StepStore
 
@@ -43,6 +45,7 @@ class OneRun:
         audits = [dict(audit) for audit in await self._queries.rows(on, "audit", str(run_id), None, 20)]
         steps = [dict(step) for step in await self._steps.steps_list(on, run_id, run["created_at"])]
         logs = [dict(lease) for lease in await self._logs.run_logs_list(on, run_id, run["created_at"])]
+        family = await relatives_of(self._worker.store, on, row)
         owner = next((w for w in frame.workers if w["lease_owner"] == run["lease_owner"]), None)
         attempts = _attempts(run, errors, reaps, frame.now)
         headers = _loaded(run["headers"])
@@ -56,6 +59,7 @@ class OneRun:
             "reaps": reaps,
             "audits": audits,
             "owner": owner,
+            "family": family,
             "steps": steps[:_SHOWN_STEPS],
             "steps_more": max(0, len(steps) - _SHOWN_STEPS),
             "logs": [{**lease, "lines": _lines(lease["lines"])} for lease in logs],
@@ -240,9 +244,8 @@ def _last(run: dict[str, Any], ready: datetime, window: tuple[datetime, datetime
 def _says(run: dict[str, Any], errors: list[dict[str, Any]], now: datetime) -> str:
     """What is to be said of it first, behind its state."""
     of = f" of {run['max_attempts']}" if run["max_attempts"] else ""
-    earlier = (
-        f" Earlier attempts: {', '.join(_ending(entry) for entry in errors[-3:])}." if errors and run["state"] != "failed" else ""
-    )
+    endings = {re.sub(r"\d+", "#", ending): ending for ending in map(_ending, errors[-3:])}  # what differs in numbers is one
+    earlier = f" Earlier attempts: {', '.join(endings.values())}." if errors and run["state"] != "failed" else ""
     if run["state"] == "running":
         return f"for {duration((now - run['started_at']).total_seconds())}, attempt {run['attempt']}{of}.{earlier}"
     if run["state"] == "pending":

@@ -94,6 +94,8 @@ def _moment(name: str, value: str | None, now: datetime) -> datetime | None:
 
 async def find(on: Queryable, queries: Queries, wanted: Filter, before: UUID | None, limit: int) -> tuple[list[Any], UUID | None]:
     """Up to `limit` runs, and the id to go on below; None if that was all. Raises DatabaseError."""
+    if wanted.far is not None and wanted.state != State.RUNNING:  # those have an index of their own, and are few
+        await queries.rows(on, "walk")
     rows = await queries.rows(on, "runs", *wanted.values(), before, wanted.far, limit + 1)
     edge = rows[0]["edge"]
     found = [row for row in rows if row["run_id"] is not None]
@@ -113,10 +115,10 @@ class Runs:
         query = Query(request, NAMES | {"cursor", "limit", "done"})
         wanted = filter_of(dict(request.query), frame.now)
         before = query.cursor()
+        names = await self._queries.rows(on, "names", 2000)
         found, edge = await find(on, self._queries, wanted, before, PAGE)
         tallied = TALLIED if wanted.text is None else TALLIED_IN_TEXT
         tallies = await self._queries.rows(on, "tallies", *wanted.values(state=False), tallied)
-        names = await self._queries.rows(on, "names", 2000)
         counts = {str(state): 0 for state in State} | {row["state"]: row["runs"] for row in tallies}
         open_ended = {row["state"] for row in tallies if not row["is_all"]}
         if any(state in open_ended for state in ("completed", "failed", "cancelled")):

@@ -14,7 +14,8 @@ from notifyworker.database import Queryable
 from notifyworker.http.page.queries import Queries
 
 MINUTE = timedelta(minutes=1)
-_CHUNK = 15  # minutes a statement
+_CHUNK = 60  # minutes a statement, at most
+_STATEMENT_S = 0.03  # what one should take: as many minutes as that is enough for
 _BUDGET_S = 0.4
 _KEPT = 1500  # minutes
 _KINDS = 100  # a minute
@@ -37,6 +38,7 @@ class Trends:
     def __init__(self, queries: Queries) -> None:
         self._queries = queries
         self._minutes: dict[datetime, Minute] = {}
+        self._chunk = 1
 
     async def read(self, on: Queryable, now: datetime, minutes: int) -> tuple[list[datetime], list[Minute | None]]:
         """The last minutes, the oldest first, this one among them; None for one that is not read yet. Raises DatabaseError."""
@@ -47,9 +49,12 @@ class Trends:
         open_ones = [moment for moment in wanted[:2] if moment not in self._minutes or moment == this]
         current = await self._load(on, open_ones[-1], now + MINUTE) if open_ones else {}
         while missing and time.monotonic() < ends_at:
-            newest, missing = missing[0], missing[_CHUNK:]
-            oldest = newest - MINUTE * (_CHUNK - 1)
+            newest, missing = missing[0], missing[self._chunk :]
+            oldest = newest - MINUTE * (self._chunk - 1)
+            began = time.monotonic()
             loaded = await self._load(on, oldest, newest + MINUTE)
+            fits = _STATEMENT_S / max(time.monotonic() - began, 0.0001)
+            self._chunk = max(1, min(_CHUNK, int(self._chunk * min(2.0, fits))))
             moment = oldest
             while moment <= newest:
                 self._minutes[moment] = loaded.get(moment, Minute())
