@@ -39,5 +39,5 @@ DEFAULTS = Form("full", {}, {}, 60, 10, 60, (5, 20, 60), 10, 30, 100_000, 200, 1
 SHORT = Form(
     "short",
     {"lease_s": 6, "heartbeat_interval_s": 1, "presumed_dead_s": 7, "presence_ping_s": 0.5, "poll_interval_s": 60},
-    {"lease_s": 40}, 1, 7, 6, (2, 8, 12), 3, 4, 4_000, 20, 6, 45, 75, 420, 15, 200, 6,
+    {"lease_s": 33}, 1, 7, 6, (2, 8, 12), 3, 4, 4_000, 20, 6, 45, 75, 420, 15, 200, 6,
 )  # fmt: skip

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from chaos.acts import ACTS, Act, act, lapsed, presumed_dead
@@ -180,6 +181,11 @@ async def _fired(a: Arena, shot: Shot) -> Member:
     return shot.by
 
 
+def _thawed_s(form: Form, step: Step) -> float:
+    """Until what a frozen worker held is taken over: at the latest when its leases have ended."""
+    return 2 * lapsed(form) + (form.presence.get("lease_s", form.lease_s) - form.lease_s if step.is_of_presence else 0)
+
+
 def _settings(a: Arena, step: Step) -> dict[str, float]:
     return {**step.settings, **(a.form.presence if step.is_of_presence else {})}
 
@@ -206,7 +212,7 @@ async def _freeze(a: Arena, step: Step) -> float:
     shot = Shot(a, step, "request", "hold")
     ids = await step.provoke(a, shot)
     frozen = await _fired(a, shot)
-    await a.settled(ids, within_s=2 * lapsed(a.form))
+    await a.settled(ids, within_s=_thawed_s(a.form, step))
     took_s = time.monotonic() - shot.at
     ids = await a.insert("good", 2)  # a claim that arrives late may get these
     await frozen.proxy.heal()
@@ -219,12 +225,16 @@ def _register() -> None:
     def script(how: Callable[[Arena, Step], Awaitable[float]], step: Step) -> Callable[[Arena], Awaitable[float]]:
         return lambda a: how(a, step)
 
-    def frozen_s(form: Form) -> float:
-        return 2 * lapsed(form)
-
     for step in STEPS:
         ACTS.append(Act(f"{step.name}: cut before and after", script(_cuts, step), presumed_dead, needs_server=False))
-        ACTS.append(Act(f"{step.name}: frozen, taken over, thawed", script(_freeze, step), frozen_s, needs_server=False))
+        ACTS.append(
+            Act(
+                f"{step.name}: frozen, taken over, thawed",
+                script(_freeze, step),
+                partial(_thawed_s, step=step),
+                needs_server=False,
+            )
+        )
 
 
 _register()
