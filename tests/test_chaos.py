@@ -73,6 +73,8 @@ LOST = {
     "an effect beside its settle is missing": judged(settles=[replace(SETTLES[0], kind="exact")], effects=[]),
     "a step's effect is missing": judged(settles=[replace(SETTLES[0], kind="stepped")], effects=[]),
     "unheard of, there and never settled": judged(changed("ok", 1, lambda _e: None), settles=[]),
+    "a tick of a schedule is missing": judged(scheduled=[("r", 10), ("s", 12)]),
+    "what a schedule inserted was never settled": judged(scheduled=[("r", 10), ("s", 11)]),
 }
 DOUBLE = {
     "an effect beside its settle twice": judged(effects=[("r", 2), ("r", 2)]),
@@ -91,6 +93,7 @@ DOUBLE = {
             Entry("start", 4.3, 8, {"run": "t", "token": 1, "kind": "good", "attempt": 1, "key": "x"}),
         ]
     ),
+    "a tick of a schedule came twice": judged(scheduled=[("r", 10), ("s", 10)]),
     "two at a time, and one never ended": judged(changed("exit", 7, lambda _e: None)),
 }
 WRONG = {

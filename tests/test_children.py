@@ -1,6 +1,7 @@
 """run.start() and run.join(): children come with their parent's settle or not at all, and no parent is lost."""
 
 import asyncio
+import contextlib
 import json
 import re
 import types
@@ -99,6 +100,26 @@ async def test_an_attempt_that_fails_starts_nothing(make_worker, db, end, kinds)
 
     rows = await db.fetch("SELECT kind FROM notifyworker.all_runs WHERE kind <> 'parent'")
     assert [row["kind"] for row in rows] == kinds
+
+
+async def test_a_worker_that_has_lost_the_lease_starts_nothing(make_worker, db, dsn):
+    worker: Worker = make_worker()
+    attempts: list[int] = []
+    halt = asyncio.Event()
+
+    @worker.handler("parent", retry=QUICKLY)
+    async def parent(run: Run) -> None:
+        attempts.append(run.attempt)
+        await run.start("child", {"attempt": run.attempt})
+        if run.attempt == 1:
+            await take_from_its_worker(dsn)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait_for(halt.wait(), 0.5)  # it is told sooner or later, and goes on all the same
+
+    async with worker:
+        run = await settled(db, await insert(db))
+    assert (run["state"], attempts[:2]) == ("completed", [1, 2])
+    assert [json.loads(row["payload"]) for row in await all_of(db, "child")] == [{"attempt": 2}]
 
 
 async def test_a_parent_waits_without_a_slot_and_goes_on_with_the_outcomes(make_worker, db):
@@ -265,10 +286,8 @@ async def test_a_last_child_that_ends_while_the_parent_is_locked(make_worker, db
         await db.execute("SELECT notifyworker.cancel($1)", child)  # waits for nobody
     await second.close()
     assert await is_parked(db, run_id)
-    worker: Worker = make_worker()
-    fan_out(worker, 1)
-    async with worker:
-        assert (await settled(db, run_id))["state"] == "completed"
+    assert await db.fetchval(CHECK)  # there is a note
+    assert not await is_parked(db, run_id)
 
 
 async def test_a_last_child_that_ends_while_the_parent_is_being_parked(make_worker, db, dsn):

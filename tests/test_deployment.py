@@ -219,6 +219,9 @@ async def test_what_scales_counts_the_work(connection: asyncpg.Connection) -> No
         "INSERT INTO notifyworker.runs (kind, run_at) VALUES ('a', now()), ('b', now()), ('c', now() + interval '1 h')"
     )
     await connection.execute("SELECT notifyworker.cancel(run_id) FROM notifyworker.runs WHERE kind = 'b'")
+    # Nor is what waits for another run, which more workers would not bring to its end.
+    await connection.execute("INSERT INTO notifyworker.runs (kind, concurrency_key) VALUES ('d', 'k')")
+    await connection.execute("UPDATE notifyworker.runs SET waits_for = 'key' WHERE kind = 'd'")
     await connection.execute("SET ROLE notifyworker_observer")
     assert await connection.fetchval(query) == 1
 

@@ -222,7 +222,7 @@ async def test_a_run_is_inserted_shown_cancelled_and_retried(ask: Caller) -> Non
         "run_id", "project_id", "kind", "state", "payload", "priority", "run_at", "attempt", "max_attempts", "timeout",
         "expires_at", "idempotency_key", "concurrency_key", "is_shadow", "shadow_by", "headers", "lease_owner", "lease_token",
         "lease_expires_at", "created_at", "started_at", "progress", "errors", "finished_at", "result", "effects", "error_code",
-        "settled_by", "replay_of", "waits_for", "key_held_by", "steps", "log",
+        "settled_by", "replay_of", "waits_for", "key_held_by", "steps", "log", "parent_id", "children", "event",
     }  # fmt: skip
     assert run["payload"] == {"to": "ä@example.org", "big": 2**53 + 1, "bigger": 2**70}
     assert (run["run_at"], run["timeout"], run["state"]) == ("2031-01-02T01:04:05.678000Z", 2.5, "pending")

@@ -55,6 +55,8 @@ async def good(run: Run, payload: dict[str, Any]) -> dict[str, int]:
         return result
 
 
+worker.handler("cancelled")(good)
+worker.handler("scheduled", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))(good)
 if os.environ.get("CHAOS_VERSION") == "next":
     worker.handler("newer")(good)
 

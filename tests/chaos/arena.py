@@ -253,6 +253,10 @@ class Arena:
         )
         effects = await self.fetch("SELECT run_id::text, lease_token FROM chaos.effects")
         live = await self.fetch("SELECT run_id::text FROM notifyworker.runs")
+        scheduled = await self.fetch(
+            "SELECT run_id::text, date_part('epoch', (headers ->> 'tick')::timestamptz)::bigint FROM notifyworker.all_runs"
+            " WHERE headers ? 'tick'"
+        )
         return Witness(
             [row[0] for row in inserted],
             [Lease(*row) for row in leases],
@@ -264,6 +268,7 @@ class Arena:
                 row["live_run_id"]: row["became"]
                 for row in await self.fetch("SELECT live_run_id::text, became FROM notifyworker.shadow_pairs")
             },
+            [(row[0], row[1]) for row in scheduled],
         )
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ goes on beside the next attempt.
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from chaos.kinds import AT_ONCE, EXACT, HOLDS_GIL, LIMITED, MIRRORED, POISON, STEPPED
+from chaos.kinds import AT_ONCE, CANCELLED, EXACT, HOLDS_GIL, LIMITED, MIRRORED, POISON, STEPPED
 from chaos.ledger import Entry
 
 
@@ -53,6 +53,8 @@ class Witness:
     places: int = 0
     #: What became of live runs' copies, by the live run.
     copies: dict[str, str | None] = field(default_factory=dict)
+    #: Runs that a schedule inserted: the run, and for which second since 1970.
+    scheduled: list[tuple[str, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -107,8 +109,14 @@ def _inserts(entries: list[Entry], witness: Witness, verdict: Verdict) -> set[st
     verdict.recovered = len(unheard & there)
     verdict.lost += [f"{run}: its commit was acknowledged, and it is not there" for run in sorted(told["ok"] - there)]
     verdict.wrong += [f"{run}: was rolled back, and is there" for run in sorted(told["rolled back"] & (there | started))]
-    verdict.wrong += [f"{run}: nobody inserted it" for run in sorted((there | started) - told["try"])]
-    return told["ok"] | (unheard & there)
+    by_clock = {run for run, _ in witness.scheduled}
+    verdict.wrong += [f"{run}: nobody inserted it" for run in sorted((there | started) - told["try"] - by_clock)]
+    ticks = Counter(tick for _, tick in witness.scheduled)
+    verdict.double += [f"tick {tick} of the schedule came {count} times" for tick, count in ticks.items() if count > 1]
+    if ticks:
+        missing = set(range(min(ticks), max(ticks))) - ticks.keys()
+        verdict.lost += [f"tick {tick} of the schedule never came" for tick in sorted(missing)]
+    return told["ok"] | (unheard & there) | by_clock
 
 
 def _settles(committed: set[str], witness: Witness, verdict: Verdict, *, is_mixed: bool) -> None:
@@ -119,6 +127,8 @@ def _settles(committed: set[str], witness: Witness, verdict: Verdict, *, is_mixe
     verdict.wrong += [f"{run}: settled, and still live" for run in sorted(settled.keys() & witness.live)]
     for settle in witness.settles:
         expected = ("failed", POISON[settle.kind]) if settle.kind in POISON else ("completed", None)
+        if settle.kind == CANCELLED and settle.state == "cancelled":
+            continue
         if settle.state != expected[0] or (settle.error_code != expected[1] and not is_mixed):
             verdict.wrong.append(f"{settle.run}: {settle.kind} ended as {settle.state} {settle.error_code or ''}")
 

@@ -19,3 +19,7 @@ STEPPED = "stepped"
 MIRRORED, TRIED = "mirrored", "v2"
 #: In the mixture so many of this kind are executed at once, by a limit.
 LIMITED, AT_ONCE = "flaky", 5
+#: Is cancelled in bulk, some of it while it is executed; what comes too late for that is completed.
+CANCELLED = "cancelled"
+#: Is inserted by a schedule, once a second.
+SCHEDULED = "scheduled"

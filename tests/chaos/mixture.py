@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 
+from chaos.kinds import AT_ONCE, CANCELLED, LIMITED
 from chaos.outages import END_ALL, END_ONE
 from chaos.proxy import Proxy, Way
 from chaos.storm import Fault, Storm, fault, seconds
@@ -212,6 +213,32 @@ async def _alter(s: Storm, r: random.Random) -> int:
         return 1
 
     return await _as_stranger(s, read)
+
+
+# What operators do meanwhile.
+
+
+@fault("cancelled in bulk")
+async def _cancel_many(s: Storm, r: random.Random) -> int:
+    ids = await s.a.insert(CANCELLED, 40, ms=200)
+    if r.random() < 0.5:
+        await _until(lambda: bool(s.a.starts(ids)), 2)
+    done = 0
+    while more := await s.a.value("SELECT done FROM notifyworker.cancel_runs($1, max_runs => 15)", CANCELLED):
+        done += more
+    return done
+
+
+@fault("everything is paused for half a second")
+async def _pause(s: Storm, _r: random.Random) -> int:
+    await s.a.fetch("SELECT notifyworker.pause(until => clock_timestamp() + interval '500 ms')")
+    return 1
+
+
+@fault("a limit is changed")
+async def _set_limit(s: Storm, r: random.Random) -> int:
+    await s.a.fetch("SELECT notifyworker.set_limit($1, max_running => $2)", LIMITED, r.randint(1, AT_ONCE))
+    return 1
 
 
 async def _as_stranger(s: Storm, work: "Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[int]]") -> int:

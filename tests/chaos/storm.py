@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from chaos.arena import Arena
 from chaos.fleet import Member
-from chaos.kinds import AT_ONCE, LIMITED, MIRRORED, TRIED
+from chaos.kinds import AT_ONCE, LIMITED, MIRRORED, SCHEDULED, TRIED
 from chaos.producer import Producer
 
 _WORKERS = 5
@@ -34,6 +34,10 @@ class Storm:
         a.fleet.keep_up()
         await a.fetch("SELECT notifyworker.set_limit($1, max_running => $2)", LIMITED, AT_ONCE)
         await a.fetch("SELECT notifyworker.set_mirror($1, $2, 100)", MIRRORED, TRIED)
+        await a.fetch(
+            "INSERT INTO notifyworker.schedules (name, cron, kind, missed) VALUES ('each second', '* * * * * *', $1, 'all')"
+            " ON CONFLICT DO NOTHING", SCHEDULED,
+        )  # fmt: skip
         count = a.form.mixture_runs // _PRODUCERS
         for i in range(_PRODUCERS):
             producer = Producer(
@@ -45,6 +49,7 @@ class Storm:
         try:
             await self._hurt(work)
             await asyncio.gather(*work, *self._background)
+            await a.fetch("UPDATE notifyworker.schedules SET paused = true")
         finally:
             for task in (*work, *self._background):
                 task.cancel()
