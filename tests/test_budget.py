@@ -32,7 +32,7 @@ async def test_those_that_find_connections_work_and_the_others_are_told(narrow):
     up = [worker for worker in started if isinstance(worker, Worker)]
     await conn.execute("INSERT INTO notifyworker.runs (kind) SELECT 'a' FROM generate_series(1, 200)")
     try:
-        await eventually(lambda: is_empty(conn), 20)
+        await eventually(lambda: is_empty(conn))
     finally:
         await asyncio.gather(*(worker.__aexit__(None, None, None) for worker in up))
         await conn.close()

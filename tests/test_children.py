@@ -43,7 +43,7 @@ async def all_of(db: asyncpg.Connection, kind: str) -> list[asyncpg.Record]:
 
 async def parked(db: asyncpg.Connection, run_id: UUID) -> asyncpg.Record:
     query = "SELECT * FROM notifyworker.runs WHERE run_id = $1 AND waits_for = 'children'"
-    return await eventually(lambda: db.fetchrow(query, run_id), 10)
+    return await eventually(lambda: db.fetchrow(query, run_id))
 
 
 def fan_out(worker: Worker, number: int = 2, **join: Any) -> list[list[ChildOutcome]]:
@@ -99,7 +99,7 @@ async def test_an_attempt_that_fails_starts_nothing(make_worker, db, end, kinds)
     async with worker:
         run_id = await insert(db)
         query = "SELECT true FROM notifyworker.all_runs WHERE run_id = $1 AND (finished_at IS NOT NULL OR run_at > now())"
-        await eventually(lambda: db.fetchval(query, run_id), 10)
+        await eventually(lambda: db.fetchval(query, run_id))
 
     rows = await db.fetch("SELECT kind FROM notifyworker.all_runs WHERE kind <> 'parent'")
     assert [row["kind"] for row in rows] == kinds
@@ -352,7 +352,7 @@ async def test_a_child_that_fails_ends_the_wait(make_worker, db, policy, rest):
         run_id = await insert(db)
         run = await settled(db, run_id)
         others = "SELECT state FROM notifyworker.children WHERE position = 2 AND state IS NOT NULL"
-        assert await eventually(lambda: db.fetchval(others), 10) == rest
+        assert await eventually(lambda: db.fetchval(others)) == rest
 
     assert (run["state"], run["error_code"]) == ("failed", "E-RUN-006")
     assert errors[0].outcome.error == "ValueError: mine"
@@ -379,7 +379,7 @@ async def test_an_outcome_that_was_seen_stays_and_a_child_retried_later_is_on_it
 
     async with worker:
         run_id = await insert(db)
-        await eventually(lambda: asyncio.sleep(0, seen), 10)
+        await eventually(lambda: asyncio.sleep(0, seen))
         fixed.set()
         (row,) = await all_of(db, "child")
         await db.execute("SELECT notifyworker.retry($1)", row["run_id"])
@@ -427,7 +427,7 @@ async def test_a_cancelled_parent_takes_its_children_along_but_detached_ones(mak
         run_id = await insert(db)
         await parked(db, run_id)
         await begun.wait()
-        await eventually(lambda: db.fetchval("SELECT true FROM notifyworker.runs WHERE kind = 'leaf'"), 10)
+        await eventually(lambda: db.fetchval("SELECT true FROM notifyworker.runs WHERE kind = 'leaf'"))
         assert await db.fetchval("SELECT notifyworker.cancel($1)", run_id) == "cancelled"
         states = {row["kind"]: row["state"] for row in await db.fetch("SELECT kind, state FROM notifyworker.all_runs")}
         assert states == {
@@ -451,7 +451,7 @@ async def test_children_that_are_locked_or_too_many_are_cancelled_by_the_leader(
     worker: Worker = make_worker()
     worker.handler("none")(_nothing)
     async with worker:
-        await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM notifyworker.runs"), 20)
+        await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM notifyworker.runs"))
 
 
 async def _nothing(run: Run) -> None: ...
@@ -672,7 +672,7 @@ async def test_the_pages_examples(dsn, connection, monkeypatch):
         run_id = await insert(connection, "album.make", {"pictures": ["a", "b", "c"]})
         run = await settled(connection, run_id)
         assert json.loads(run["result"]) == {"a.small": "completed", "b.small": "completed", "c.small": "completed"}
-        await eventually(lambda: connection.fetchval("SELECT count(*) = 0 FROM notifyworker.runs"), 10)
+        await eventually(lambda: connection.fetchval("SELECT count(*) = 0 FROM notifyworker.runs"))
     assert [json.loads(row["payload"]) for row in await all_of(connection, "album.tell")] == [{"number": 3}]
     (sql,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for statement in sql.strip().split(";\n"):

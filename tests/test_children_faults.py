@@ -35,7 +35,7 @@ NAMES = ["begin", "set", "put", "insert", "settle", "commit"]
 
 
 async def no_notes(db: asyncpg.Connection) -> None:
-    await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM notifyworker.child_checks"), 20)
+    await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM notifyworker.child_checks"))
 
 
 @pytest.mark.parametrize("at", ["request", "answer"])
@@ -110,7 +110,7 @@ async def test_a_cut_around_the_wait(make_proxied, db, proxy, name, purpose, at)
     run_id = await insert(db)
     rule = await proxy.arm(Rule(statement(name), at, "cut", purpose=purpose))
     async with worker:
-        await eventually(lambda: db.fetchval("SELECT true FROM notifyworker.event_waits"), 20)
+        await eventually(lambda: db.fetchval("SELECT true FROM notifyworker.event_waits"))
         await db.execute("SELECT notifyworker.emit('paid', '8', run_id => $1)", run_id)
         run = await settled(db, run_id)
     assert rule.fired.is_set()
@@ -168,7 +168,7 @@ async def test_a_worker_that_is_killed_at_any_statement(make_worker, db, dsn, pr
     worker.handler("parent")(app.parent)
     worker.handler("child")(app.child)
     async with worker:
-        await eventually(lambda: db.fetchval("SELECT true FROM notifyworker.event_waits"), 20)
+        await eventually(lambda: db.fetchval("SELECT true FROM notifyworker.event_waits"))
         await db.execute("SELECT notifyworker.emit('paid', '8', run_id => $1)", run_id)
         run = await settled(db, run_id)
 
@@ -205,7 +205,7 @@ async def test_two_workers_race_for_the_end_of_many_families(make_worker, db, ds
         worker.handler("child")(child)
     async with workers[0], workers[1]:
         await db.execute("INSERT INTO notifyworker.runs (kind) SELECT 'parent' FROM generate_series(1, 100)")
-        await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM notifyworker.runs"), 30)
+        await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM notifyworker.runs"))
         await no_notes(db)
     parents = await all_of(db, "parent")
     assert {(row["state"], row["result"], row["attempt"]) for row in parents} == {("completed", "15", 1)}

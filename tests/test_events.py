@@ -35,7 +35,7 @@ async def insert(db: asyncpg.Connection, kind: str = "order", *, project_id: str
 
 async def waiting(db: asyncpg.Connection, run_id: UUID) -> asyncpg.Record:
     query = "SELECT r.* FROM notifyworker.runs AS r JOIN notifyworker.event_waits AS w USING (run_id) WHERE r.run_id = $1 AND r.state = 'pending'"
-    return await eventually(lambda: db.fetchrow(query, run_id), 10)
+    return await eventually(lambda: db.fetchrow(query, run_id))
 
 
 def asks(worker: Worker, **event: Any) -> list[Any]:
@@ -112,7 +112,7 @@ async def test_what_was_received_is_received_on_every_attempt(make_worker, db):
         run_id = await insert(db)
         await waiting(db, run_id)
         await db.execute(EMIT, run_id, "7")
-        await eventually(lambda: asyncio.sleep(0, len(seen) == 2), 10)
+        await eventually(lambda: asyncio.sleep(0, len(seen) == 2))
     assert seen == [7, 7]
 
 
@@ -155,7 +155,7 @@ async def test_event_and_end_of_time_at_the_same_moment_have_one_outcome(make_wo
         await waiting(db, run_id)
         async with second.transaction():
             await second.execute("SELECT notifyworker.lock_address('default', 'paid', $1)", str(run_id))
-            await eventually(lambda: db.fetchval("SELECT state = 'running' FROM notifyworker.runs"), 10)
+            await eventually(lambda: db.fetchval("SELECT state = 'running' FROM notifyworker.runs"))
             assert await second.fetchval(EMIT, run_id, "7")
         run = await settled(db, run_id)
     await second.close()
@@ -172,7 +172,7 @@ async def test_who_begins_to_wait_while_it_is_emitted_gets_it(make_worker, db, d
         assert await second.fetchval(EMIT, run_id, "7")  # sees nobody who waits
         async with worker:
             blocked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-            await eventually(lambda: db.fetchval(blocked), 10)
+            await eventually(lambda: db.fetchval(blocked))
             await second.execute("COMMIT; BEGIN")
             assert json.loads((await settled(db, run_id))["result"]) == 7
     await second.close()
@@ -193,7 +193,7 @@ async def test_a_worker_that_is_gone_while_it_has_been_told(make_worker, db, dsn
         run_id = await insert(db)
         await waiting(db, run_id)
         await db.execute(EMIT, run_id, "7")
-        await eventually(lambda: asyncio.sleep(0, seen), 10)
+        await eventually(lambda: asyncio.sleep(0, seen))
         await take_from_its_worker(dsn)
         run = await settled(db, run_id)
     assert (run["attempt"], seen) == (2, [7, 7])

@@ -52,7 +52,7 @@ async def test_what_is_never_delivered_is_noticed_told_once_and_found_by_polling
     with capture_logs() as logs:
         async with worker:
             await eventually(worker._conductor.restrictions)
-            assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+            assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
             failures = worker._conductor.metrics.reconnects.labels("listener")._value.get()
             await eventually(lambda: worker._conductor.leader.mode == "armed")  # locks are as good as ever
             assert worker._conductor.health() == []
@@ -105,7 +105,7 @@ async def test_nobody_leads_where_locks_do_not_hold(dsn, connection):
     with capture_logs() as logs:
         async with workers[0], workers[1]:
             await eventually(lambda: all(w._conductor.restrictions() for w in workers))
-            assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+            assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
             assert not any(worker._conductor.leader.is_leading for worker in workers)
             assert "nobody leads" in workers[0]._conductor.restrictions()[-1]
     assert [line["event"] for line in logs].count("locks_do_not_hold") == 2
@@ -116,7 +116,7 @@ async def test_a_trigger_that_is_disabled_is_told_and_runs_are_found(dsn, connec
     worker = echoing(dsn)
     with capture_logs() as logs:
         async with worker:
-            assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+            assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
             assert "the trigger that wakes is disabled" in worker._conductor.restrictions()[-1]
     assert [line["event"] for line in logs].count("inserts_wake_nobody") == 1
 
@@ -124,7 +124,7 @@ async def test_a_trigger_that_is_disabled_is_told_and_runs_are_found(dsn, connec
 async def test_listen_off_takes_no_connection_for_it(dsn, connection):
     worker = echoing(dsn, listen=False)
     async with worker:
-        assert (await settled(connection, await insert(connection, "a"), 5))["state"] == "completed"
+        assert (await settled(connection, await insert(connection, "a")))["state"] == "completed"
         listening = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'notifyworker listener' AND datname = current_database()"
         assert await connection.fetchval(listening) == 0
         assert worker._conductor.restrictions() == ["listen is off: runs are found by polling, each 0.1 s"]

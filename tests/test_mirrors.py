@@ -50,7 +50,7 @@ class House:
         return await self.connection.fetchval(f"SELECT count(*) FROM notifyworker.shadow_pairs WHERE {where}")
 
     async def compared(self, count: int) -> None:
-        await eventually(lambda: self._is(count), 30)
+        await eventually(lambda: self._is(count))
 
     async def _is(self, count: int) -> bool:
         return await self.count("became IS NOT NULL") >= count

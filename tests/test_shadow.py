@@ -213,7 +213,7 @@ async def test_copies_survive_that_their_worker_is_gone(make_worker, connection)
         async def compared() -> bool:
             return await connection.fetchval("SELECT count(*) FROM notifyworker.shadow_pairs WHERE became = 'same'") == 5
 
-        await eventually(compared, 30)
+        await eventually(compared)
     copies = await connection.fetch("SELECT attempt, shadow_by, state FROM notifyworker.run_history WHERE is_shadow")
     assert sorted(copy["attempt"] for copy in copies) == [1, 1, 2, 2, 2]
     assert {(copy["shadow_by"], copy["state"]) for copy in copies} == {("mirror", "completed")}
@@ -245,7 +245,7 @@ async def test_the_command_line(pricing, dsn, capsys):
             query = "SELECT count(*) FROM notifyworker.shadow_pairs WHERE became = 'same'"
             return await pricing.connection.fetchval(query) == 40
 
-        await eventually(all_same, 20)
+        await eventually(all_same)
         assert "v2 is live, v1 was; 40 compared, 100 % the same" in await says("promote", "price.quote", "v2", "--runs", "40")
         replayed = await says("replay", "--kind", "price.quote", "--version", "v2", "--since", "1h")
         assert "0 runs of price.quote are chosen for v2; 40 were before" in replayed
@@ -267,7 +267,7 @@ async def test_the_pages_examples(dsn, connection, monkeypatch, capsys):
         async def compared() -> bool:
             return await connection.fetchval("SELECT count(*) FROM notifyworker.shadow_pairs WHERE became IS NOT NULL") == 2
 
-        await eventually(compared, 20)
+        await eventually(compared)
         said = (await _said(capsys, "shadow", "report", "--dsn", dsn)).splitlines()
         expected = [line[4:] for line in text.partition("The report says:\n\n")[2].partition("\n\n")[0].splitlines()]
         assert [re.sub(r"[0-9a-f-]{36}", "01a20e3b-...", line) for line in said] == expected

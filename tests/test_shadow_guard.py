@@ -29,7 +29,7 @@ class Try:
         self.worker.handler("k", **options)(handler)
         async with self.worker:
             run_id = await self.connection.fetchval(INSERT)
-            await eventually(lambda: self._is_settled(run_id), 20)
+            await eventually(lambda: self._is_settled(run_id))
         return await self.connection.fetchrow("SELECT * FROM notifyworker.all_runs WHERE run_id = $1", run_id)
 
     async def _is_settled(self, run_id: UUID) -> bool:
@@ -244,12 +244,12 @@ async def test_copies_take_their_share_of_the_slots_and_no_more(make_worker, con
     async with worker:
         for _ in range(2):  # while copies wait, live runs go on
             await connection.execute("INSERT INTO notifyworker.runs (kind) SELECT 'k' FROM generate_series(1, 100)")
-            await eventually(are_settled, 20)
+            await eventually(are_settled)
         await eventually(lambda: most == 2)
         leave.set()
 
         async def compared() -> bool:
             return await connection.fetchval("SELECT count(*) FROM notifyworker.shadow_pairs WHERE became = 'same'") == 200
 
-        await eventually(compared, 30)
+        await eventually(compared)
     assert most == 2
