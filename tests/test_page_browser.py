@@ -118,7 +118,7 @@ async def test_an_operator_cancels_retries_and_pauses(make_house, connection, br
             await page.click("main button:has-text('Cancel')")
             await page.click("#ask button[type=submit]")
             await shows(page, "cancelled", "h1 + .lede")
-            await page.click("main button:has-text('Retry')")
+            await page.click("main button:text-is('Retry')")
             await page.click("#ask button[type=submit]")
             await eventually(lambda: _is(connection, held, "running"))
 
