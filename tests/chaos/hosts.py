@@ -32,7 +32,11 @@ SERVER = f"{_NETWORK}.1"
 _CLOCKS = [
     path for folder in ("/usr/lib", "/usr/lib64", "/usr/local/lib") for path in Path(folder).glob("**/faketime/libfaketime.so.1")
 ]
-HOUR_OFF = {"LD_PRELOAD": str(_CLOCKS[0]), "FAKETIME": "+1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"} if _CLOCKS else {}
+HOUR_OFF = (
+    {"LD_PRELOAD": str(_CLOCKS[0]), "FAKETIME": "+1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DISABLE_SHM": "1"}
+    if _CLOCKS
+    else {}
+)
 
 _why_not = "it was not asked for"
 
