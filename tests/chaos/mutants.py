@@ -31,7 +31,7 @@ MUTANTS = [
         "the look after a reconnect",
         "wake.py",
         "self.on_late(EPOCH)  # how far back the notifications of meanwhile would have told to look, nobody knows\n"
-        "        self._wake.set()",
+        "        self.on_connected()\n        self._wake.set()",
         "pass",
     ),
     Mutant(
