@@ -269,6 +269,9 @@ async def asked(question: Callable[[], Awaitable[_T]]) -> _T:
             return await question()
         except DatabaseError as error:
             log.debug("steps_not_read_yet", error=brief(error))
+        # A connection that is lost at the moment of a cancellation may answer with its own error in that one's place.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError
         await asyncio.sleep(backoff.next_s())
 
 

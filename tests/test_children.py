@@ -174,11 +174,13 @@ async def test_a_parent_goes_on_however_its_last_child_ends(make_worker, db, dsn
     await db.execute("UPDATE notifyworker.settings SET value = '0.5' WHERE name = 'reaper_interval_s'")
     worker: Worker = make_worker()
     seen = fan_out(worker, 1)
-    begun = asyncio.Event()
+    begun, may_end = asyncio.Event(), asyncio.Event()
 
     @worker.handler("child", retry=Retry(max_attempts=1))
     async def child(run: Run) -> None:
         begun.set()
+        if how in {"fail", "complete"}:
+            await may_end.wait()
         if how == "fail":
             raise ValueError("mine")
         if how == "complete":
@@ -192,6 +194,7 @@ async def test_a_parent_goes_on_however_its_last_child_ends(make_worker, db, dsn
     async with worker:
         run_id = await insert(db)
         await parked(db, run_id)
+        may_end.set()
         (row,) = await all_of(db, "child")
         if how != "expire":
             await begun.wait()
