@@ -355,8 +355,9 @@ async def test_two_workers_share_the_runs_and_one_takes_over_from_the_other(make
     async def handle(runs: list[Run]) -> None:
         if not taken.is_set():
             taken.set()
-            await own.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE run_id = $1", runs[0].run_id)
-            assert len(await Store("notifyworker").reap(own, limit=1, reaper="test", presumed_dead=[])) == 1
+            async with own.transaction():  # no heartbeat and no other reaper comes between
+                await own.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE run_id = $1", runs[0].run_id)
+                assert len(await Store("notifyworker").reap(own, limit=1, reaper="test", presumed_dead=[])) == 1
         handled.extend((run.run_id, run.lease_token) for run in runs)
 
     for worker in workers:
