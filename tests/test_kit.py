@@ -77,7 +77,9 @@ async def test_drain_ends_with_a_clear_error_where_there_is_no_end(client):
         await client.enqueue("again")
 
     await client.enqueue("again")
-    with pytest.raises(DrainTimeout, match=r"more than max_runs=5 attempts; executed: \d+ of 'again'; left: \d+ .*enqueue its own"):
+    with pytest.raises(
+        DrainTimeout, match=r"more than max_runs=5 attempts; executed: \d+ of 'again'; left: \d+ .*enqueue its own"
+    ):
         await drain(worker, max_runs=5)
 
 
