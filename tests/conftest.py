@@ -7,12 +7,14 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 import pytest
 import pytest_asyncio
 import structlog
+from chaos.proxy import Proxy
+from chaos.thread import ProxyThread
 from servers import Server, create_database, drop_database, eventually, provide
 
 from notifyworker import Worker, observe
@@ -179,3 +181,21 @@ def make_worker(dsn: str) -> Callable[..., Worker]:
         return Worker(**{"dsn": dsn, "drain_timeout_s": 5, **rare, **settings})
 
     return make
+
+
+@pytest.fixture
+async def proxy(dsn: str) -> AsyncIterator[Proxy]:
+    """The way to this test's database that can be cut, held and slowed."""
+    thread = ProxyThread()
+    parts = urlsplit(dsn)
+    sockets = dict(parse_qsl(parts.query)).get("host")
+    proxy = await Proxy("test", thread, f"{sockets}/.s.PGSQL.5432" if sockets else parts.port or 5432).start()
+    yield proxy
+    await proxy.stop()
+    thread.stop()
+
+
+@pytest.fixture
+def make_proxied(make_worker: Callable[..., Worker], dsn: str, proxy: Proxy) -> Callable[..., Worker]:
+    """A worker, as make_worker makes it, behind the proxy."""
+    return lambda **settings: make_worker(dsn=proxy.through(dsn), **settings)

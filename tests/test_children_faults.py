@@ -4,7 +4,6 @@ import asyncio
 import json
 import types
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -13,11 +12,9 @@ from chaos.wire import Rule, statement
 from servers import eventually
 from test_children import all_of, insert
 from test_cli import ROOT, start
-from test_steps import make_proxied, proxy, settled, take_from_its_worker
+from test_steps import settled, take_from_its_worker
 
 from notifyworker import Retry, Run, Worker
-
-__all__ = ["make_proxied", "proxy"]  # fixtures
 
 QUICKLY = Retry(max_attempts=3, base_s=0.01)
 COMMIT = "COMMIT;"
@@ -152,9 +149,7 @@ async def child(run: Run) -> int:
 async def test_a_worker_that_is_killed_at_any_statement(make_worker, db, dsn, proxy, tmp_path, text, purpose, at):  # noqa: PLR0917 - fixtures and cases
     """Another goes on: each child is there once and is executed, and the parent gets what it waits for."""
     (tmp_path / "killed_app.py").write_text(KILLED_APP)
-    parts = urlsplit(dsn)
-    through = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}", query="").geturl()
-    env = {"NOTIFYWORKER_DSN": through, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    env = {"NOTIFYWORKER_DSN": proxy.through(dsn), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     process = await start("worker", "killed_app:worker", "--no-sidecar", cwd=tmp_path, env=env)
     rule = await proxy.arm(Rule(text, at, "cut", purpose=purpose, deed=lambda _name: process.kill()))
     run_id = await insert(db)

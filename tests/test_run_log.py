@@ -17,7 +17,7 @@ from servers import eventually
 from test_cli import PASSWORD
 from test_cli import call as command
 from test_pauses import _Session
-from test_steps import make_proxied, proxy, settled, take_from_its_worker  # noqa: F401 - fixtures
+from test_steps import settled, take_from_its_worker
 
 from notifyworker import Client, Retry, Run, Snooze, Worker
 from notifyworker.run_log_store import NewLog, RunLogStore
@@ -201,7 +201,7 @@ async def test_of_a_run_that_was_taken_over_it_is_told_what_is_lost(make_worker,
 
 
 @pytest.mark.parametrize("at", ["request", "answer"])
-async def test_a_cut_connection_loses_no_line(make_proxied, connection, proxy, at):  # noqa: F811 - fixtures
+async def test_a_cut_connection_loses_no_line(make_proxied, connection, proxy, at):
     worker: Worker = make_proxied()
 
     @worker.handler("a", retry=QUICKLY)

@@ -6,18 +6,15 @@ import re
 import time
 import types
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
 import asyncpg
 import pytest
 import structlog
 from chaos.proxy import Proxy
-from chaos.thread import ProxyThread
 from chaos.wire import Rule, statement
 from servers import eventually
 from test_cli import ROOT, refused, start
@@ -594,25 +591,6 @@ async def test_a_shadow_runs_steps_are_executed_and_stand_for_nothing_in_earnest
 # Cut before and after every statement of it
 
 
-@pytest.fixture
-async def proxy(dsn: str) -> AsyncIterator[Proxy]:
-    thread = ProxyThread()
-    parts = urlsplit(dsn)
-    sockets = dict(parse_qsl(parts.query)).get("host")
-    proxy = await Proxy("steps", thread, f"{sockets}/.s.PGSQL.5432" if sockets else parts.port or 5432).start()
-    yield proxy
-    await proxy.stop()
-    thread.stop()
-
-
-@pytest.fixture
-def make_proxied(make_worker, dsn: str, proxy: Proxy) -> Callable[..., Worker]:
-    parts = urlsplit(dsn)
-    login = parts.netloc.rpartition("@")[0]
-    through = parts._replace(netloc=f"{login}@127.0.0.1:{proxy.port}", query="").geturl()
-    return lambda **settings: make_worker(dsn=through, **settings)
-
-
 @pytest.mark.parametrize("at", ["request", "answer"])
 @pytest.mark.parametrize("name", ["steps_put", "steps_load", "step_result"])
 async def test_a_cut_connection_repeats_no_step(make_proxied, db, proxy, done, name, at):  # noqa: PLR0917 - fixtures and cases
@@ -696,9 +674,7 @@ async def handle(run: Run, payload: dict) -> list[int]:
 async def test_a_worker_that_is_killed_at_any_statement(make_worker, db, dsn, proxy, tmp_path, text, purpose, at):  # noqa: PLR0917 - fixtures and cases
     """Another goes on: what was committed in the database is there once, and only a step that was not recorded is done again."""
     (tmp_path / "killed_app.py").write_text(KILLED_APP)
-    parts = urlsplit(dsn)
-    through = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}", query="").geturl()
-    env = {"NOTIFYWORKER_DSN": through, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    env = {"NOTIFYWORKER_DSN": proxy.through(dsn), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     process = await start("worker", "killed_app:worker", "--no-sidecar", cwd=tmp_path, env=env)
     rule = await proxy.arm(Rule(text, at, "cut", purpose=purpose, deed=lambda _name: process.kill()))
     marks = tmp_path / "marks"

@@ -1,16 +1,12 @@
 """run.transaction(): the handler's writes and the settle of its run are there together, or not at all."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
 import asyncpg
 import pytest
 import structlog
-from chaos.proxy import Proxy
-from chaos.thread import ProxyThread
 from chaos.wire import Rule, statement
 from servers import eventually
 
@@ -378,24 +374,6 @@ async def test_a_timeout_inside_rolls_back(make_worker, db):
 
 
 # Cut before and after every statement of it
-
-
-@pytest.fixture
-async def proxy(dsn: str) -> AsyncIterator[Proxy]:
-    thread = ProxyThread()
-    parts = urlsplit(dsn)
-    sockets = dict(parse_qsl(parts.query)).get("host")
-    proxy = await Proxy("transaction", thread, f"{sockets}/.s.PGSQL.5432" if sockets else parts.port or 5432).start()
-    yield proxy
-    await proxy.stop()
-    thread.stop()
-
-
-@pytest.fixture
-def make_proxied(make_worker, dsn: str, proxy: Proxy) -> Callable[[], Worker]:
-    parts = urlsplit(dsn)
-    login = parts.netloc.rpartition("@")[0]
-    return lambda: make_worker(dsn=parts._replace(netloc=f"{login}@127.0.0.1:{proxy.port}", query="").geturl())
 
 
 COMMIT = "COMMIT;"  # BEGIN has READ COMMITTED

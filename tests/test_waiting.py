@@ -4,14 +4,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
 import pytest
 from servers import eventually
 from test_life import insert
-from test_transaction import proxy  # noqa: F401 - a fixture
 
 from notifyworker import Client, Run, Worker, waiting
 from notifyworker.errors import RunNotFound, WaitTimeout
@@ -184,14 +182,12 @@ async def test_a_role_that_may_not_say_so_looks(connection, dsn, monkeypatch):
         assert (await asyncio.wait_for(told, 30))["state"] == "cancelled"
 
 
-async def test_a_wire_that_falls_silent_is_left_for_another(connection, dsn, proxy, no_looks, monkeypatch):  # noqa: F811
+async def test_a_wire_that_falls_silent_is_left_for_another(connection, dsn, proxy, no_looks, monkeypatch):
     monkeypatch.setattr(waiting, "PING_S", 0.3)
     monkeypatch.setattr(waiting, "PING_DEADLINE_S", 0.5)
     run_id = await insert(connection, "a")
-    parts = urlsplit(dsn)
-    login = parts.netloc.rpartition("@")[0]
     async with Client(dsn) as client:
-        client._waiting._dsn = parts._replace(netloc=f"{login}@127.0.0.1:{proxy.port}", query="").geturl()
+        client._waiting._dsn = proxy.through(dsn)
         async with waits(client, connection, run_id) as (told,):
             await proxy.hold()
             await connection.fetchval(CANCEL, run_id)

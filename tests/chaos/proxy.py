@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 from typing import Literal
+from urllib.parse import urlsplit
 
 from chaos.thread import ProxyThread
 from chaos.wire import ENCRYPTION_REQUESTS, READY, Follower, Messages, Rule
@@ -31,7 +32,6 @@ class Proxy:
         self.pairs: set[_Pair] = set()
         self.rules: list[Rule] = []
         self.held: list[tuple[Way, frozenset[str]]] = []
-        self.banned: frozenset[str] = frozenset()
         self.is_stranded = False
         self.drops_notifications = False
         self.delay_s = 0.0
@@ -48,6 +48,11 @@ class Proxy:
 
         await self.thread.do(listen())
         return self
+
+    def through(self, dsn: str) -> str:
+        """The DSN of the same database by way of this proxy."""
+        parts = urlsplit(dsn)
+        return parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{self.port}", query="").geturl()
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open a connection to the server."""
@@ -117,11 +122,6 @@ class Proxy:
 
         await self._change(change)
 
-    async def ban(self, *purposes: str) -> None:
-        """Cut the connections of these purposes, and refuse new ones."""
-        await self._change(lambda: setattr(self, "banned", frozenset(purposes)))
-        await self.cut(*purposes)
-
     async def slow(self, *, delay_s: float = 0.0, trickle: bool = False) -> None:
         """Delay everything by so much each way, or let one byte a second through."""
 
@@ -134,7 +134,7 @@ class Proxy:
         """All is well again: what was held is delivered late, as TCP does; what was stranded is reset."""
 
         def change() -> None:
-            self.held, self.banned, self.delay_s, self.trickle = [], frozenset(), 0.0, False
+            self.held, self.delay_s, self.trickle = [], 0.0, False
             self.drops_notifications = False
             was_stranded, self.is_stranded = self.is_stranded, False
             for rule in self.rules:
@@ -264,8 +264,6 @@ class _Pair:
         given = dict(zip(words[::2], words[1::2], strict=False))
         self.purpose = given.get(b"application_name", b"").decode().removeprefix("notifyworker ")
         self.set_gates()
-        if self.purpose in self.proxy.banned:
-            self.close(reset=True)
         return True
 
     async def _applied(self, rule: Rule) -> bool:
