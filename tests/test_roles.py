@@ -90,7 +90,7 @@ FUNCTIONS = {
     "spend(ROW(1, '', '', 'all', null, 1, 1, 1, now())::notifyworker.limits, 'p', '', 1)": {"worker"},
     "adopt(null)": {"worker"},
     "mend_limits()": {"worker"},
-    "end_lingering('{live}', 'w')": {"worker"},
+    "end_lingering('{live}', 'w', 1)": {"worker"},
     "have_checked('{live}', null)": {"worker"},
     "who_comes_after('{live}', now(), '{{}}')": {"worker"},
     "tell_parent('{live}', now(), '{{}}')": set[str](),
