@@ -201,8 +201,8 @@ async def test_a_whole_fleet_and_all_that_goes_wrong_in_it_tell_no_secret(tmp_pa
             ),
         ]
         try:
-            present = "SELECT count(*) = 2 FROM notifyworker.workers"
-            await eventually(lambda: owner.fetchval(present))
+            for port in ports:  # which is the last that a worker does at its start
+                await eventually(lambda port=port: _answers(f"http://127.0.0.1:{port}"))
             for worker in workers:
                 heard.note("process title", command_line(worker.pid))
             assert "app:worker" in command_line(workers[1].pid)
@@ -235,6 +235,13 @@ async def test_a_whole_fleet_and_all_that_goes_wrong_in_it_tell_no_secret(tmp_pa
     for event in ("attempt_failed", "event_loop_stalled", "claim_failed", "28P01"):
         assert any(event in each for each in told), event
     heard.check()
+
+
+async def _answers(url: str) -> bool:
+    with contextlib.suppress(aiohttp.ClientConnectorError):
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/livez") as response:
+            return response.status == 200
+    return False
 
 
 async def _producers(heard: Heard, url: str, dsn: str) -> None:
