@@ -184,7 +184,7 @@ async def test_a_stalled_worker_is_told_with_its_stack_and_loses_its_runs_at_the
     short = {"lease_s": 3, "heartbeat_interval_s": 0.3, "stall_limit_s": 0.5, "on_lapse": "log"}
     await connection.execute("UPDATE notifyworker.settings SET value = '0.3' WHERE name = 'reaper_interval_s'")
     stalled = await spawn(**short).started()
-    run_id = await insert(connection, "block", '{"seconds": 8}')
+    run_id = await insert(connection, "block", '{"seconds": 90}')  # until it is killed, however late the other starts
     await eventually(lambda: all_run(connection, [run_id]))
     await connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'notifyworker gate'"
