@@ -12,7 +12,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from servers import eventually
+from servers import SURELY_S, eventually
 from test_cli import call as command
 from test_pauses import _Session
 from test_steps import settled, take_from_its_worker
@@ -440,7 +440,7 @@ async def test_a_cancelled_parent_takes_its_children_along_but_detached_ones(mak
             "leaf": "cancelled",
             "later": "pending",
         }
-        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(ended.wait(), SURELY_S)
 
 
 async def test_children_that_are_locked_or_too_many_are_cancelled_by_the_leader(make_worker, db, dsn, monkeypatch):
