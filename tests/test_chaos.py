@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chaos.check import Lease, Settle, Verdict, Witness, judge
+from chaos.check import judge
 from chaos.kinds import AT_ONCE, LIMITED
 from chaos.ledger import Entry, Ledger, Reader
 from chaos.mutants import MUTANTS, TOP
 from chaos.table import Row
+from chaos.witness import Lease, Settle, Verdict, Witness
 
 TESTS = Path(__file__).parent
 
