@@ -243,13 +243,17 @@ class Children:
         family, run = attempt.family, attempt.run
         assert family is not None  # it has set this
         wanted = _wanted(family, outcome)
+        groups = family.new_groups if outcome.to is State.COMPLETED or outcome.waits_for is not None else []
+        if not wanted and not groups:
+            return
+        ends_by = "park" if outcome.waits_for is not None else "settle"
+        await self._store.make_ready(connection, ["children_insert", *(["child_group_put"] if groups else []), ends_by])
         for batch in _batches(wanted):
             if not await self._store.children_put(connection, run, self._lease_owner, batch):
                 return
             await self._store.children_insert(connection, run, batch)
-        if outcome.to is State.COMPLETED or outcome.waits_for is not None:
-            for group in family.new_groups:
-                await self._store.child_group_put(connection, run, self._lease_owner, group)
+        for group in groups:
+            await self._store.child_group_put(connection, run, self._lease_owner, group)
 
     def _lost(self, attempt: Attempt, during: str) -> NoReturn:
         self._on_lost(attempt)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from notifyworker.database import Queryable
+from notifyworker.database import Connection, Queryable
 from notifyworker.family import NewChild, NewGroup
 from notifyworker.run import Run
 from notifyworker.store import Row, Store
@@ -29,6 +29,16 @@ class ChildrenStore:
         """Return the recorded groups; None if the run is no longer this worker's."""
         rows = await on.fetch(self._sql("child_groups_load"), run.run_id, run.lease_token, lease_owner)
         return [row for row in rows if row["number"] is not None] if rows else None
+
+    async def make_ready(self, on: Connection, names: Sequence[str]) -> None:
+        """
+        Have the server parse these now, so that each is sent as a whole later.
+
+        A server that has parsed a statement waits for the rest of it without any time-out: were this process frozen then, with
+        children written down, nobody else could start the same ones.
+        """
+        for name in names:
+            await on.executemany(self._sql(name), [])
 
     async def children_put(self, on: Queryable, run: Run, lease_owner: str, new: Sequence[NewChild]) -> bool:
         """Write down children; False if the run is no longer this worker's."""
