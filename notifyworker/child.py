@@ -182,7 +182,13 @@ class _ChildDesk:
         message = f"{run!r} is executed in a process of its own: run.start() is for handlers on the event loop and in threads"
         raise RuntimeError(message)
 
-    def join(self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure) -> Awaitable[list[ChildOutcome]]:  # noqa: ARG002 - whichever
+    def join(
+        self,
+        run: Run,
+        children: Sequence[UUID] | None,  # noqa: ARG002 - whichever
+        on_failure: OnFailure,  # noqa: ARG002 - whichever
+        timeout_s: float | None,  # noqa: ARG002 - whichever
+    ) -> Awaitable[list[ChildOutcome]]:
         """Refuse: a plain handler can't wait for it."""
         refuse_parking(run)
 

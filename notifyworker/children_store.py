@@ -61,7 +61,7 @@ class ChildrenStore:
             await on.fetch(
                 self._sql("child_group_put"), run.run_id, run.lease_token, lease_owner, group.number, group.positions,
                 group.on_failure, group.last_id, group.last_position, last and last.kind, last and last.payload,
-                last and last.headers,
+                last and last.headers, group.timeout_s,
             )
         )  # fmt: skip
 

@@ -34,10 +34,14 @@ CREATE TABLE {schema}.child_groups (
     parent_created_at timestamptz NOT NULL,
     made_at           timestamptz NOT NULL DEFAULT now(),
     closed_at         timestamptz,           -- the parent has seen their outcomes, or the last run is inserted
+    ends_at           timestamptz,           -- the parent waits no longer than that; null: for ever
+    run_at            timestamptz,           -- and goes back to this place if it need not wait so long
+    lease_token       bigint,                -- the lease that it gave up last, to wait until then
     last_id           uuid,                  -- null: the parent itself waits
     number            integer     NOT NULL,  -- 1 is the first that the parent's handler asked for
     last_position     integer,
     failed_position   integer,               -- the child for whose failure the parent did not wait for the others
+    is_late           boolean     NOT NULL DEFAULT false,  -- its time was over before they were settled
     project_id        text COLLATE "C" NOT NULL,
     on_failure        text COLLATE "C" NOT NULL DEFAULT 'wait',
     last_kind         text COLLATE "C",
@@ -134,6 +138,9 @@ BEGIN
         ELSIF parent.waits_for = 'children' THEN
             UPDATE {schema}.runs AS r SET waits_for = NULL WHERE r.run_id = g.parent_id;
             PERFORM {schema}.announce(parent.run_at);
+        ELSIF parent.state = 'pending' AND parent.lease_token = g.lease_token AND parent.run_at > clock_timestamp() THEN
+            UPDATE {schema}.runs AS r SET run_at = g.run_at WHERE r.run_id = g.parent_id;
+            PERFORM {schema}.announce(g.run_at);
         END IF;
         RETURN;
     END IF;
@@ -237,9 +244,13 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
+    SELECT * INTO g FROM {schema}.child_groups AS h
+     WHERE h.parent_id = park.run_id AND h.parent_created_at = was.created_at AND h.number = park.number;
+    -- With an end it is a run that is due then, whoever is there; without one it is due at no time.
     UPDATE {schema}.runs AS r
        SET state = 'pending', lease_owner = NULL, lease_expires_at = NULL, started_at = NULL, is_limited = false,
-           attempt = r.attempt - 1, progress = coalesce(park.progress, r.progress), waits_for = 'children',
+           attempt = r.attempt - 1, progress = coalesce(park.progress, r.progress),
+           waits_for = CASE WHEN g.ends_at IS NULL THEN 'children' END, run_at = coalesce(g.ends_at, r.run_at),
            is_shadow = r.is_shadow AND r.shadow_by IS DISTINCT FROM 'worker', shadow_by = nullif(r.shadow_by, 'worker')
      WHERE r.run_id = park.run_id;
     IF was.is_limited THEN
@@ -247,11 +258,16 @@ BEGIN
     END IF;
     -- From here on a child that is settled finds this row touched, or waiting. So there are two cases: one comes later, and
     -- will look; or not, and then it goes on at once.
-    SELECT * INTO g FROM {schema}.child_groups AS h
-     WHERE h.parent_id = park.run_id AND h.parent_created_at = was.created_at AND h.number = park.number;
+    IF g.ends_at IS NOT NULL THEN
+        UPDATE {schema}.child_groups AS h SET lease_token = was.lease_token, run_at = coalesce(h.run_at, was.run_at)
+         WHERE h.parent_id = park.run_id AND h.parent_created_at = was.created_at AND h.number = park.number;
+        IF g.ends_at < clock_timestamp() + interval '1 hour' THEN  -- who sleeps longer must know of it
+            PERFORM {schema}.announce(g.ends_at);
+        END IF;
+    END IF;
     comes := {schema}.who_comes_after(park.run_id, was.created_at, g.positions);
     IF comes = 'nobody' OR {schema}.failed_of(g) IS NOT NULL THEN
-        UPDATE {schema}.runs AS r SET waits_for = NULL WHERE r.run_id = park.run_id;
+        UPDATE {schema}.runs AS r SET waits_for = NULL, run_at = was.run_at WHERE r.run_id = park.run_id;
         PERFORM {schema}.announce(was.run_at);
     ELSIF comes = 'unsure' THEN
         PERFORM {schema}.have_checked(park.run_id, was.created_at);
@@ -272,7 +288,8 @@ BEGIN
 END $$;
 
 -- The parent asks for the outcomes of a group. `became`: closed (they are final), open (some are live), cancel (one has
--- failed, and the others are to be cancelled first), new (there is no such group yet). No row: it is another's by now.
+-- failed or the time is over, and the others are to be cancelled first), late (the time was over before all were settled),
+-- new (there is no such group yet). No row: it is another's by now.
 CREATE FUNCTION {schema}.close_group(run_id uuid, lease_token bigint, lease_owner text, number integer)
 RETURNS TABLE (became text, failed_position integer)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
@@ -300,14 +317,21 @@ BEGIN
                             WHERE c.parent_id = g.parent_id AND c.parent_created_at = g.parent_created_at
                               AND c.state IS NULL AND c.position <@ g.positions);
         g.failed_position := {schema}.failed_of(g);
-        IF is_live AND (g.failed_position IS NULL OR g.on_failure = 'cancel') THEN
-            RETURN QUERY SELECT CASE WHEN g.failed_position IS NULL THEN 'open' ELSE 'cancel' END, g.failed_position;
+        g.is_late := g.is_late OR (is_live AND g.failed_position IS NULL AND coalesce(g.ends_at <= clock_timestamp(), false));
+        IF is_live AND g.failed_position IS NULL AND NOT g.is_late THEN
+            RETURN QUERY SELECT 'open', NULL::integer;
             RETURN;
         END IF;
-        UPDATE {schema}.child_groups AS h SET closed_at = now(), failed_position = g.failed_position
+        UPDATE {schema}.child_groups AS h
+           SET is_late = g.is_late, closed_at = CASE WHEN NOT is_live OR g.on_failure <> 'cancel' THEN now() END,
+               failed_position = CASE WHEN NOT g.is_late THEN g.failed_position END
          WHERE h.parent_id = g.parent_id AND h.parent_created_at = g.parent_created_at AND h.number = g.number;
+        IF is_live AND g.on_failure = 'cancel' THEN
+            RETURN QUERY SELECT 'cancel', g.failed_position;
+            RETURN;
+        END IF;
     END IF;
-    RETURN QUERY SELECT 'closed', g.failed_position;
+    RETURN QUERY SELECT CASE WHEN g.is_late THEN 'late' ELSE 'closed' END, g.failed_position;
 END $$;
 
 -- Cancel the live children of runs that are cancelled, and theirs, up to so many; those that are left are noted for the
@@ -359,7 +383,7 @@ BEGIN
         AND child.position <@ g.positions FOR SHARE;
     IF EXISTS (SELECT FROM {schema}.child_groups AS g
                 WHERE g.parent_id = child.parent_id AND g.parent_created_at = child.parent_created_at
-                  AND child.position <@ g.positions AND g.closed_at IS NOT NULL) THEN
+                  AND child.position <@ g.positions AND g.closed_at IS NOT NULL AND NOT g.is_late) THEN
         RETURN NULL;
     END IF;
     UPDATE {schema}.children AS c SET state = NULL, settled_at = NULL, error_code = NULL, error = NULL, result = NULL
