@@ -103,7 +103,7 @@ class _Desk:
     async def join(
         self,
         run: Run,  # noqa: ARG002 - as above
-        children: Sequence[uuid.UUID] | None,  # noqa: ARG002 - as above
+        children: Sequence[uuid.UUID] | None,
         on_failure: OnFailure,  # noqa: ARG002 - as above
         timeout_s: float | None,
     ) -> list[ChildOutcome]:
