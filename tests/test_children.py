@@ -296,6 +296,30 @@ async def test_a_last_child_that_ends_while_the_parent_is_locked(make_worker, db
     assert not await is_parked(db, run_id)
 
 
+@pytest.mark.parametrize("what", ["the note is lost", "no trigger has seen it"])
+async def test_the_net_finds_a_parent_of_whom_nobody_has_said_anything(make_worker, db, dsn, what):
+    run_id, children = await family(db, make_worker)
+    if what == "the note is lost":
+        second = await asyncpg.connect(dsn)
+        async with second.transaction():
+            await second.execute("SELECT FROM notifyworker.runs WHERE run_id = $1 FOR UPDATE", run_id)
+            for child in children:
+                await db.execute("SELECT notifyworker.cancel($1)", child)
+        await second.close()
+        assert await db.execute("DELETE FROM notifyworker.child_checks") == "DELETE 1"
+    else:
+        async with db.transaction():
+            await db.execute("SET LOCAL session_replication_role = replica")
+            await db.execute("DELETE FROM notifyworker.runs WHERE kind = 'child'")
+    assert await is_parked(db, run_id)
+
+    worker: Worker = make_worker()
+    fan_out(worker)
+    async with worker:
+        run = await settled(db, run_id)
+    assert json.loads(run["result"]) == ["cancelled" if what == "the note is lost" else "deleted"] * 2
+
+
 async def test_a_last_child_that_ends_while_the_parent_is_being_parked(make_worker, db, dsn):
     """A second join of a child that is there already: its end and the parking see neither each other."""
     worker: Worker = make_worker()
