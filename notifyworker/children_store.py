@@ -97,6 +97,11 @@ class ChildrenStore:
         """Look at a parent once more; False if it is to be looked at again."""
         return bool((await on.fetch(self._sql("parent_check"), parent_id, created_at))[0]["is_done"])
 
+    async def cancelled_check(self, on: Queryable, parent_id: UUID, limit: int) -> tuple[int, bool]:
+        """Cancel the children of a run that was cancelled; return how many, and whether none is left."""
+        row = (await on.fetch(self._sql("cancelled_check"), parent_id, limit))[0]
+        return row["cancelled"], row["is_done"]
+
     async def parents_forgotten(self, on: Queryable, after: tuple[UUID, int], limit: int) -> list[Row]:
         """Return open groups, and what is wrong with them."""
         return await on.fetch(self._sql("parents_forgotten"), *after, limit)

@@ -114,15 +114,17 @@ BEGIN
     LOOP
         comes := {schema}.who_comes_after(tell_parent.parent_id, tell_parent.parent_created_at, g.positions);
         IF comes = 'nobody' OR {schema}.failed_of(g) IS NOT NULL THEN
-            PERFORM {schema}.end_group(g);
-        ELSIF comes = 'unsure' THEN
-            PERFORM {schema}.have_checked(tell_parent.parent_id, tell_parent.parent_created_at);
+            CONTINUE WHEN {schema}.end_group(g);
+        ELSIF comes <> 'unsure' THEN
+            CONTINUE;
         END IF;
+        PERFORM {schema}.have_checked(tell_parent.parent_id, tell_parent.parent_created_at);
     END LOOP;
 END $$;
 
--- What was waited for is there. Waits for nobody: who is locked out leaves a note.
-CREATE FUNCTION {schema}.end_group(g {schema}.child_groups) RETURNS void
+-- What was waited for is there. Waits for nobody: false if somebody has the parent or the group locked, so that it must be
+-- looked at again.
+CREATE FUNCTION {schema}.end_group(g {schema}.child_groups) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -132,9 +134,7 @@ BEGIN
         SELECT * INTO parent FROM {schema}.runs AS r
          WHERE r.run_id = g.parent_id AND r.created_at = g.parent_created_at FOR NO KEY UPDATE SKIP LOCKED;
         IF NOT FOUND THEN
-            IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = g.parent_id AND r.created_at = g.parent_created_at) THEN
-                PERFORM {schema}.have_checked(g.parent_id, g.parent_created_at);
-            END IF;
+            RETURN NOT EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = g.parent_id AND r.created_at = g.parent_created_at);
         ELSIF parent.waits_for = 'children' THEN
             UPDATE {schema}.runs AS r SET waits_for = NULL WHERE r.run_id = g.parent_id;
             PERFORM {schema}.announce(parent.run_at);
@@ -142,7 +142,7 @@ BEGIN
             UPDATE {schema}.runs AS r SET run_at = g.run_at WHERE r.run_id = g.parent_id;
             PERFORM {schema}.announce(g.run_at);
         END IF;
-        RETURN;
+        RETURN true;
     END IF;
     UPDATE {schema}.child_groups AS h SET closed_at = now()
      WHERE h.ctid = (
@@ -154,11 +154,11 @@ BEGIN
         VALUES (g.last_id, g.parent_id, g.parent_created_at, g.last_position, false, g.project_id, g.last_kind);
         INSERT INTO {schema}.runs (run_id, kind, payload, project_id, headers, parent_id)
         VALUES (g.last_id, g.last_kind, g.last_payload, g.project_id, g.last_headers, g.parent_id);
-    ELSIF EXISTS (SELECT FROM {schema}.child_groups AS i
-                   WHERE i.parent_id = g.parent_id AND i.parent_created_at = g.parent_created_at AND i.number = g.number
-                     AND i.closed_at IS NULL) THEN
-        PERFORM {schema}.have_checked(g.parent_id, g.parent_created_at);
+        RETURN true;
     END IF;
+    RETURN NOT EXISTS (SELECT FROM {schema}.child_groups AS i
+                        WHERE i.parent_id = g.parent_id AND i.parent_created_at = g.parent_created_at AND i.number = g.number
+                          AND i.closed_at IS NULL);
 END $$;
 
 -- Whoever takes children from the live runs, by whatever statement, has settled them, or deleted them without a trace. A
@@ -336,8 +336,9 @@ END $$;
 
 -- Cancel the live children of runs that are cancelled, and theirs, up to so many; those that are left are noted for the
 -- leader. With `positions`, exactly these, detached ones too. Tells how many it cancelled.
-CREATE FUNCTION {schema}.cancel_children(parents uuid[], max_runs integer DEFAULT 1000, positions int4multirange DEFAULT NULL)
-RETURNS integer LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+CREATE FUNCTION {schema}.cancel_children(
+    parents uuid[], max_runs integer DEFAULT 1000, positions int4multirange DEFAULT NULL, leaves_note boolean DEFAULT true
+) RETURNS integer LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     child uuid;
@@ -348,8 +349,8 @@ BEGIN
          WHERE c.parent_id = p.run_id AND c.state IS NULL AND r.run_id = c.child_id
            AND CASE WHEN cancel_children.positions IS NULL THEN NOT c.is_detached
                     ELSE c.position <@ cancel_children.positions END
-         LIMIT cancel_children.max_runs
     LOOP
+        EXIT WHEN done = cancel_children.max_runs;
         -- One by one: were all of them locked at once, each would be taken for one that somebody is settling.
         PERFORM FROM {schema}.runs AS r WHERE r.run_id = child FOR UPDATE SKIP LOCKED;
         IF FOUND THEN
@@ -357,13 +358,25 @@ BEGIN
             done := done + 1;
         END IF;
     END LOOP;
-    IF cancel_children.positions IS NULL THEN
+    IF cancel_children.positions IS NULL AND leaves_note THEN
         PERFORM {schema}.have_checked(p.run_id, NULL)
            FROM unnest(parents) AS p (run_id)
           WHERE EXISTS (SELECT FROM {schema}.children AS c JOIN {schema}.runs AS r ON r.run_id = c.child_id
                          WHERE c.parent_id = p.run_id AND c.state IS NULL AND NOT c.is_detached);
     END IF;
     RETURN done;
+END $$;
+
+-- The same for a parent that was noted. Who looks leaves no further note, which he would find at once, for as long as a child
+-- is locked: `is_done` says whether to look again.
+CREATE FUNCTION {schema}.check_cancelled(parent_id uuid, max_runs integer) RETURNS TABLE (cancelled integer, is_done boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+#variable_conflict use_column
+BEGIN
+    cancelled := {schema}.cancel_children(ARRAY[check_cancelled.parent_id], check_cancelled.max_runs, leaves_note => false);
+    is_done := NOT EXISTS (SELECT FROM {schema}.children AS c JOIN {schema}.runs AS r ON r.run_id = c.child_id
+                            WHERE c.parent_id = check_cancelled.parent_id AND c.state IS NULL AND NOT c.is_detached);
+    RETURN NEXT;
 END $$;
 
 -- For a child that is retried: it is live again for its parent, which is returned; unless that one has seen its outcome, and
@@ -433,7 +446,7 @@ BEGIN
                    WHERE c.parent_id = g.parent_id AND c.parent_created_at = g.parent_created_at
                      AND c.state IS NULL AND c.position <@ g.positions ORDER BY c.position DESC LIMIT 1);
         IF child IS NULL OR {schema}.failed_of(g) IS NOT NULL THEN
-            PERFORM {schema}.end_group(g);
+            is_done := {schema}.end_group(g) AND is_done;
         ELSE
             PERFORM FROM {schema}.runs AS r WHERE r.run_id = child FOR KEY SHARE SKIP LOCKED;
             is_done := is_done AND FOUND;  -- whoever settles it will look
