@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Self
 
 import asyncpg
 import pytest
@@ -75,7 +76,7 @@ class Producer:
         self.inserted: Counter[str] = Counter()
         self._is_over = asyncio.Event()
 
-    async def __aenter__(self) -> "Producer":
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._produce())
         return self
 
