@@ -22,8 +22,9 @@ class Live:
     """The pulse. All of it belongs to the event loop."""
 
     def __init__(self, listen: Callable[[], None]) -> None:
-        """`listen` is called when the first page comes or the last one goes."""
+        """`listen` is called when `is_curious` may have changed."""
         self._listen = listen
+        self.beat_at = time.monotonic()
         self.stream = Events(self._heard, queue=1)
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -31,13 +32,15 @@ class Live:
         self._closed = False
 
     @property
-    def is_heard(self) -> bool:
-        """Whether a page is open."""
-        return self._task is not None
+    def is_curious(self) -> bool:
+        """Whether the next change is of interest: a page is open, and none was heard of since the last beat."""
+        return self._task is not None and not self._changed.is_set()
 
     def changed(self) -> None:
-        """Something is new. Called for each run, so that it does next to nothing."""
-        self._changed.set()
+        """Something is new. One is enough until the next beat, so that a worker that drains a queue tells of one run alone."""
+        if not self._changed.is_set():
+            self._changed.set()
+            self._listen()
 
     def spent(self, seconds: float) -> None:
         """A page was drawn, and took so much of this thread's own time: what others on the host take is no reason to be slow."""
@@ -74,4 +77,6 @@ class Live:
                 async with asyncio.timeout(max(0.0, SLOWEST_S - rest_s)):
                     await self._changed.wait()
             self._changed.clear()
+            self._listen()
+            self.beat_at = time.monotonic()
             self.stream.publish({"at": time.time()}, name="tick")
