@@ -2,7 +2,7 @@
 One pulse for all pages: it says that there is something new, and each page asks for itself.
 
 It beats when the worker saw a change, or each few seconds for what others did; never faster than what the pages cost to
-draw allows, so that looking does not hurt the queue.
+read and draw allows, and slower while the worker is at work, so that looking does not hurt the queue.
 """
 
 import asyncio
@@ -15,7 +15,9 @@ from notifyworker.http.events import Events
 SLOWEST_S = 5.0
 _FASTEST_S = 2.0
 _SLOWED_S = 20.0
-_SHARE = 0.006  # of the event loop's time that drawing may take; to read, pack and send it takes twice as much again
+_SHARE = 0.006  # of the event loop's time that drawing may take; to read, pack and send it takes about as much again
+_READ_SHARE = 0.05  # of the time that one connection may be reading for pages
+_BUSY = 0.5  # of the event loop's time
 
 
 class Live:
@@ -29,6 +31,7 @@ class Live:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._spent_s = 0.0
+        self._took_s = 0.0
         self._closed = False
 
     @property
@@ -45,6 +48,10 @@ class Live:
     def spent(self, seconds: float) -> None:
         """A page was drawn, and took so much of this thread's own time: what others on the host take is no reason to be slow."""
         self._spent_s += seconds
+
+    def took(self, seconds: float) -> None:
+        """A page was read and drawn, and all of it took so long."""
+        self._took_s += seconds
 
     async def close(self) -> None:
         """End all streams and the pulse."""
@@ -69,9 +76,13 @@ class Live:
             self._task = None
 
     async def _beat(self) -> None:
+        wall, own = time.monotonic(), time.thread_time()
         while True:
-            rest_s = min(_SLOWED_S, max(_FASTEST_S, self._spent_s / _SHARE))
-            self._spent_s = 0.0
+            is_busy = time.thread_time() - own > _BUSY * (time.monotonic() - wall)
+            wall, own = time.monotonic(), time.thread_time()
+            rest_s = max(SLOWEST_S if is_busy else _FASTEST_S, self._spent_s / _SHARE, self._took_s / _READ_SHARE)
+            rest_s = min(_SLOWED_S, rest_s)
+            self._spent_s = self._took_s = 0.0
             await asyncio.sleep(rest_s)  # the pulse itself: it waits for time, and is cancelled at the end
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, SLOWEST_S - rest_s)):

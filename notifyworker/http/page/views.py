@@ -104,6 +104,7 @@ class Views:
             view.headers = {name: value for name, value in response.headers.items() if name != "Content-Length"}
             self._live.spent(time.thread_time() - began)
         view.ended = time.monotonic()
+        self._live.took(view.ended - view.began)
 
 
 def _answer(view: _View, request: web.Request) -> web.Response:
