@@ -1,9 +1,13 @@
 """Shadow over HTTP: the report, its rules, and the switch of versions; and the page that shows them."""
 
+import uuid
 from typing import Any
 
 import asyncpg
-from test_http import Caller, ask, serve  # noqa: F401 - a fixture
+from test_http import Caller, ask, claim, serve  # noqa: F401 - a fixture
+from test_page import FORM, HTML, act, checked, fresh, settle, words
+
+from notifyworker.http.page import beside, charts, shown
 
 TOKENS = "anna:operator:s3cret-anna,wall:viewer:s3cret-wall"
 ANNA = {"Authorization": "Bearer s3cret-anna"}
@@ -142,3 +146,149 @@ async def test_the_way_back_is_of_the_same_project_and_to_a_version_that_is_ther
         other = await ask.post("/shadow/back", json={"kind": "quote", "project_id": "acme"}, headers=ANNA)
         assert (other.json["was"], other.json["version"]) == ("v2", "v1")
         assert (await live(connection), await live(connection, project_id="acme")) == ("v1", "v1")
+
+
+# The page
+
+
+async def test_the_page_says_what_is_ready_what_differs_and_what_is_too_few(ask: Caller, connection) -> None:  # noqa: F811
+    assert "Nothing is mirrored." in words(await ask.get("/shadow", headers=HTML))
+    await connection.execute("SELECT notifyworker.set_mirror('quote', 'v2', 10, NULL, NULL, 500)")
+    assert "Nothing is compared yet." in words(await fresh(ask, "/shadow"))
+    await deployed(connection, "quote@v2", "ready@v2")
+    await compared(connection, 97, 3)
+    await compared(connection, 1000, 1, kind="ready")
+    await compared(connection, 20, 0, kind="few")
+    await compared(connection, 200, 0, kind="absent")
+    page = await fresh(ask, "/shadow")
+    checked(page)
+    told = words(page)
+    assert "ready is ready to switch. quote still differs from live; few has run too few times to tell." in told
+    assert "absent would be ready, and no worker has it." in told
+    assert "97 %91.54 % to 98.97 %" in told.replace("</td><td>", "")
+    assert "10 ms, 20 ms" in told
+    assert "2.00 times: slower" in told
+    assert "quote v2, 3 differences" in told
+    assert "result.cents: 119 -> 120" in told
+    assert "0 of 500" in told
+    assert "ready v2, 1 difference" in words(await ask.get("/shadow?kind=ready", headers=HTML))
+    assert "few v2, no difference" in words(await ask.get("/shadow?kind=few&since=7d", headers=HTML))
+    assert "no difference of this number" in words(await ask.get("/shadow?kind=quote&n=9", headers=HTML))
+    data = (await ask.get("/shadow", headers={"Accept": "application/json"})).json  # the same numbers
+    assert {one["kind"]: one["compared"] for one in data["shadow"]} == {"absent": 200, "few": 20, "quote": 100, "ready": 1001}
+    for wrong in ("way=x", "n=x", "n=99999999", "since=soon", "kind=", "page=1"):
+        assert (await ask.get(f"/shadow?{wrong}", headers=HTML)).status == 400, wrong
+
+
+async def test_the_page_shows_a_pair_side_by_side(ask: Caller, connection) -> None:  # noqa: F811
+    ids: list[uuid.UUID] = []
+    for result, effects in (
+        ('{"cents": 1190, "at": [1, 2]}', '[{"name": "book", "args": [1], "kwargs": {"cents": 1190}}, {"name": "mail", "args": [], "kwargs": {}}]'),
+        ('{"cents": 1185, "at": [1, 2]}', '[{"name": "book", "args": [1], "kwargs": {"cents": 1185}}]'),
+    ):  # fmt: skip
+        await ask.insert(kind="quote")
+        await claim(connection, "w:1:a")
+        ids.append(await settle(connection, "completed", result=result, effects=effects))
+    await connection.execute(
+        """INSERT INTO notifyworker.shadow_pairs (live_run_id, shadow_run_id, kind, project_id, version, became, ways, diff, live_state,
+               shadow_state) VALUES ($1, $2, 'quote', 'default', 'v2', 'different', '{result,effects}', 'result.cents: 1190 -> 1185',
+               'completed', 'completed')""",
+        *ids,
+    )
+    page = await ask.get("/shadow?way=effects", headers=HTML)
+    checked(page)
+    told = words(page)
+    assert "1, cents=1190" in told
+    assert "missing" in told
+    assert "<mark>90</mark>" in page.text  # of 1190, what differs from 1185
+    assert "<mark>85</mark>" in page.text
+    assert "1 of 1 with this cause" in told
+    await connection.execute("DELETE FROM notifyworker.run_history")
+    assert "Both runs are not kept any more." in words(await fresh(ask, "/shadow"))
+
+
+def test_two_lists_of_effects_are_put_in_line() -> None:
+    live = '[{"name": "a", "args": [1]}, {"name": "b", "args": []}, {"name": "c", "args": [], "kwargs": {"x": "y"}}]'
+    shadow = '[{"name": "a", "args": [1]}, {"name": "c", "args": [], "kwargs": {"x": "z"}}, {"name": "...", "more": 4}, 7]'
+    found = beside.effects(live, shadow)
+    assert found is not None
+    assert [(one["name"], one["live"], one["shadow"], one["verdict"]) for one in found] == [
+        ("a", "1", "1", "same"), ("b, c", "", 'x="z"', "differs"), ("c, ...", 'x="y"', "4 more", "differs"),
+    ]  # fmt: skip
+    assert beside.effects(None, shadow) is None
+    assert beside.effects("{", shadow) is None
+    left, right = beside.results('{"a": 12345678901234567890123}', None)
+    assert '  "a": 12345678901234567890123' in [line.before + line.mark + line.after for line in left]
+    assert [line.before + line.mark + line.after for line in right] == ["(none)"]
+
+
+def test_a_rate_is_never_rounded_up_and_an_interval_stays_in_its_picture() -> None:
+    assert [shown.rated(rate) for rate in (1.0, 0.99999, 0.9899, 0.5, 0.0)] == ["100 %", "99.99 %", "98.99 %", "50 %", "0 %"]
+    drawn = charts.interval(0.2, 0.995, 1.0, "c-ok", floor=0.85, threshold=0.99)
+    assert 'x="0.00%"' in drawn
+    assert 'cx="96.67%"' in drawn
+    assert "99" in charts.scale(0.0)
+
+
+async def test_switching_by_the_page_asks_first_with_numbers_and_what_is_refused(dsn: str, connection) -> None:
+    await connection.execute("SELECT notifyworker.set_version('quote', 'v1')")
+    await deployed(connection, "quote@v1", "quote@v2")
+    await compared(connection, 97, 3)
+    async with serve(dsn, tokens=TOKENS) as ask:  # noqa: F811
+        anna, switch = FORM | ANNA, {"kind": "quote", "version": "v2", "back": "/shadow?kind=quote"}
+        viewed = await ask.get("/shadow", headers=HTML | WALL)
+        assert "/actions/" not in viewed.text
+        for name in ("promote", "back", "mirror"):
+            assert (await act(ask, name, headers=FORM | WALL, **switch)).status == 403
+        asked = await act(ask, "promote", sure=False, headers=anna, **switch)
+        checked(asked)
+        for said in (
+            "Switch quote to v2?", "Refused unless it is forced: 97 % of 100 runs agree, and 99 % are wanted.", "97 % of 100 runs agree (95 %: 91.54 % to 98.97 %)",
+            "3 differ, 3 other results, 3 other effects", "2.00 times as long", "no run is claimed for v1", "1 of 1 worker has v2", "not undone", "Switch nevertheless",
+        ):  # fmt: skip
+            assert said in words(asked), said
+        refused = await act(ask, "promote", headers=anna, **switch)
+        checked(refused, 409)
+        assert "97 % of 100 runs agree" in words(refused)
+        assert await live(connection) == "v1"
+        done = await act(ask, "promote", headers=anna, force="1", **switch)
+        assert done.status == 303
+        assert done.headers["Location"].startswith("/shadow?kind=quote&done=")
+        assert "quote v2 is live, v1 was; forced: 100 compared, 97 % the same" in words(
+            await ask.get(done.headers["Location"], headers=HTML | ANNA)
+        )
+        assert await live(connection) == "v2"
+        way_back = {"kind": "quote", "live": "v2"}
+        asked = await act(ask, "back", sure=False, headers=anna, **way_back)
+        checked(asked)
+        assert "Go back to v1 of quote? v2 was made live by anna; forced: 100 compared, 97 % the same." in words(asked)
+        await connection.execute("SELECT notifyworker.set_version('quote', 'v3')")  # another was faster
+        assert (await act(ask, "back", headers=anna, **way_back)).status == 409
+        assert await live(connection) == "v3"
+        assert (await act(ask, "back", headers=anna, kind="quote", live="v3")).status == 303
+        assert await live(connection) == "v2"
+        assert (await act(ask, "back", headers=anna, kind="other")).status == 409
+
+        rule = {"kind": "quote", "version": "v2", "percent": "5", "per_hour": "100"}
+        assert "5 % of the live runs" in words(await act(ask, "mirror", sure=False, headers=anna, **rule))
+        assert await connection.fetchval("SELECT count(*) FROM notifyworker.mirrors") == 0
+        assert (await act(ask, "mirror", headers=anna, **rule)).status == 303
+        assert await connection.fetchval("SELECT percent FROM notifyworker.mirrors") == 5
+        assert (await act(ask, "mirror", headers=anna, **{**rule, "percent": "many"})).status == 400
+        assert (await act(ask, "mirror", headers=anna, end="1", **rule)).status == 303
+        assert await connection.fetchval("SELECT count(*) FROM notifyworker.mirrors") == 0
+    told = await connection.fetch("SELECT action, actor, changed FROM notifyworker.audit WHERE actor = 'anna' ORDER BY audit_id")
+    assert [tuple(row.values()) for row in told if row["action"] != "version.set"] == [
+        ("promote", "anna", 0), ("promote", "anna", 1), ("switch back", "anna", 0), ("switch back", "anna", 1), ("mirror", "anna", 1),
+        ("end mirror", "anna", 1),
+    ]  # fmt: skip
+    assert sum(row["action"] == "version.set" for row in told) == 2
+
+
+async def test_no_other_site_switches_anything(ask: Caller, connection) -> None:  # noqa: F811
+    cross = {"Sec-Fetch-Site": "cross-site"}
+    for name in ("promote", "back", "mirror"):
+        assert (await act(ask, name, kind="quote", version="v2", force="1", headers=FORM | cross)).status == 403
+    for path in ("/shadow/promote", "/shadow/back", "/shadow/mirrors"):
+        assert (await ask.post(path, json={"kind": "quote", "version": "v2"}, headers=cross)).status == 403
+    assert await live(connection) is None
