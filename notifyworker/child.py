@@ -141,7 +141,7 @@ class _Child:
         except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes
             return Message("unfit", f"payload: {type(error).__name__}: {error}", _formatted(error, error.__traceback__))
         self.send(Message("begun"))
-        with in_the_name_of(run) if run.is_shadow or run.records else contextlib.nullcontext():
+        with in_the_name_of(run) if run.records else contextlib.nullcontext():
             result = handler(*arguments)
         try:
             return Message("returned", None if result is None else payloads.encode(result))

@@ -7,12 +7,13 @@ leader sees. So what is to be said is said again until it is heard.
 """
 
 import asyncio
+from collections.abc import Sequence
 from uuid import UUID
 
 from notifyworker.database import DatabaseError, Link, brief
 from notifyworker.observe import log
 from notifyworker.pause import Backoff
-from notifyworker.run import Run
+from notifyworker.run import Outcome, Run
 from notifyworker.store import Store
 
 
@@ -37,9 +38,10 @@ class LingeringPlaces:
         else:
             self._tell(run.run_id)
 
-    def settled(self, run_id: UUID, lease_token: int) -> None:
-        """Its outcome was written, which freed its places."""
-        self._ending.discard((run_id, lease_token))
+    def settled(self, outcomes: Sequence[Outcome]) -> None:
+        """They were written, which freed their places."""
+        if self._ending:
+            self._ending.difference_update((outcome.run_id, outcome.lease_token) for outcome in outcomes)
 
     def refused(self, run_id: UUID, lease_token: int) -> None:
         """Its outcome was refused: it was cancelled, or is another's."""

@@ -217,8 +217,8 @@ class Run(Starting):
         #: What it is completed with in `transaction()`, whose end comes before the handler returns anything.
         self.result: Any = None
         self._desk = desk
-        #: Whether this live run keeps what its effects are called with: a rule asks for it, to compare with.
-        self.records = False
+        #: Whether it keeps what its effects are called with: a shadow run, or a live one that a rule compares.
+        self.records = is_shadow
         self._effects: Effects | None = None
         self._shadow_children: dict[UUID, ChildOutcome] | None = None
         self._log: Any = None
@@ -298,7 +298,7 @@ class Run(Starting):
         """
         if not is_plain():
             return self._awaited_effect(name, call, args, kwargs, shadow_result, redact)
-        if self.is_shadow or self.records:
+        if self.records:
             self.note_effect(name, args, kwargs, call=call, redact=redact)
         if self.is_shadow:
             return shadow_result
@@ -318,7 +318,7 @@ class Run(Starting):
         shadow_result: Any,
         redact: Redact,
     ) -> Any:
-        if self.is_shadow or self.records:
+        if self.records:
             self.note_effect(name, args, kwargs, call=call, redact=redact)
         if self.is_shadow:
             return shadow_result
@@ -420,7 +420,7 @@ class Run(Starting):
     @property
     def recorded_effects(self) -> str | None:
         """What a shadow run would have done, or a live one that is compared has done, as JSON; None for any other."""
-        if not self.is_shadow and not self.records:
+        if not self.records:
             return None
         return "[]" if self._effects is None else self._effects.as_json()
 

@@ -389,7 +389,8 @@ class Conductor:
         self._copy_is_over(run)
         self.progress.forget(run)
         self.keeper.handler_ended(run.run_id, run.lease_token)
-        self.places.handler_ended(run, is_held=self.keeper.holds(run.run_id, run.lease_token))
+        if run.is_limited:
+            self.places.handler_ended(run, is_held=self.keeper.holds(run.run_id, run.lease_token))
 
     def _copy_is_over(self, run: Run) -> None:
         if run.copy_of is not None:
@@ -418,7 +419,7 @@ class Conductor:
     def _settled(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             self.keeper.drop(outcome.run_id, outcome.lease_token)
-            self.places.settled(outcome.run_id, outcome.lease_token)
+        self.places.settled(outcomes)
         self.logs.forget(outcomes)
         self.mirrors.settled(outcomes)
         for (kind, to), count in Counter((outcome.kind, outcome.to) for outcome in outcomes).items():
