@@ -43,7 +43,8 @@ BEGIN
     enqueue.run_id := coalesce(enqueue.run_id, {schema}.uuid7());
     IF coalesce(enqueue.debounce, enqueue.debounce_at_most, enqueue.throttle) IS NOT NULL THEN
         PERFORM {schema}.check_pace(
-            enqueue.idempotency_key, enqueue.run_at, enqueue.debounce, enqueue.debounce_at_most, enqueue.throttle);
+            enqueue.idempotency_key, enqueue.run_at, enqueue.debounce, enqueue.debounce_at_most, enqueue.throttle,
+            enqueue.is_shadow);
     END IF;
     IF enqueue.debounce IS NOT NULL THEN
         run.run_id := enqueue.run_id;
@@ -66,7 +67,7 @@ BEGIN
         enqueue.idempotency_key := run.idempotency_key;
     END IF;
     -- A key that another is taking at this moment is waited for, and then asked for again.
-    WHILE enqueue.idempotency_key IS NOT NULL AND enqueue.debounce IS NULL LOOP
+    WHILE enqueue.idempotency_key IS NOT NULL AND enqueue.debounce IS NULL AND NOT enqueue.is_shadow LOOP
         holder := {schema}.key_holder(enqueue.project_id, enqueue.kind, enqueue.idempotency_key);
         IF holder IS NOT NULL THEN
             RETURN holder;

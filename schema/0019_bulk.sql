@@ -141,7 +141,7 @@ BEGIN
                is_shadow AND shadow_by IS DISTINCT FROM 'worker', headers
           FROM mine
          WHERE octet_length(payload::text) <= max_bytes
-           AND (idempotency_key IS NULL
+           AND (idempotency_key IS NULL OR (is_shadow AND shadow_by IS DISTINCT FROM 'worker')
                 OR coalesce({schema}.key_holder(project_id, kind, idempotency_key), run_id) = run_id)
            AND NOT EXISTS (SELECT FROM {schema}.run_history AS l
                             WHERE l.run_id = mine.run_id AND l.finished_at > mine.finished_at)

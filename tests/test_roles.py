@@ -49,7 +49,7 @@ FUNCTIONS = {
     "key_holder('default', 'a', 'k')": {"producer", "worker"},
     "hold_key('default', 'a', 'k', '{live}')": set[str](),
     "take_key()": set[str](),
-    "check_pace(null, null, null, null, null)": set[str](),
+    "check_pace(null, null, null, null, null, null)": set[str](),
     "debounce(null, null, null)": set[str](),
     "keep_key()": set[str](),
     "expect(ARRAY[]::uuid[], 'notifyworker_wait_0123456789abcdef')": {"worker", "operator", "observer"},
