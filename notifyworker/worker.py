@@ -529,9 +529,11 @@ class Conductor:
         """Note what is to be started, and what when all of that is settled; return the ids. Raises LeaseLost."""
         return await self.children.start(self._attempt_of(run, "start"), starts, last)
 
-    async def join(self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure) -> list[ChildOutcome]:
-        """Return the outcomes of children, or park the run. Raises LeaseLost."""
-        return await self.children.join(self._attempt_of(run, "join"), children, on_failure)
+    async def join(
+        self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure, timeout_s: float | None
+    ) -> list[ChildOutcome]:
+        """Return the outcomes of children, or park the run. Raises LeaseLost, JoinTimeout."""
+        return await self.children.join(self._attempt_of(run, "join"), children, on_failure, timeout_s)
 
     async def event(self, run: Run, name: str, key: str | None, timeout_s: float | None) -> Any:
         """Return the payload of an event, or park the run. Raises LeaseLost, EventTimeout."""

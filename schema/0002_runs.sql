@@ -113,8 +113,9 @@ CREATE INDEX runs_lease ON {schema}.runs (lease_expires_at) WHERE lease_expires_
 -- For runs that may no longer be started; only those that have the column pay for it.
 CREATE INDEX runs_expires_at ON {schema}.runs (expires_at) WHERE expires_at IS NOT NULL AND state = 'pending';
 
+-- The key of a run that was inserted as a shadow run holds nothing; that of one which its worker executes in shadow does.
 CREATE UNIQUE INDEX runs_idempotency_key ON {schema}.runs (project_id, kind, idempotency_key)
-    WHERE idempotency_key IS NOT NULL;
+    WHERE idempotency_key IS NOT NULL AND (NOT is_shadow OR shadow_by = 'worker');
 
 -- What must be the same for the whole fleet.
 CREATE TABLE {schema}.settings (
