@@ -1,17 +1,21 @@
 """The testing kit: as its functions are used, and in a project of a user's own that pytest is run on."""
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import SURELY_S, eventually
 
 from notifyworker import Cancel, Client, InvalidRun, Retry, Run, SchemaNotMigrated, SettingsError, Worker
+from notifyworker.store import Store
 from notifyworker.testing import DrainTimeout, HandlerRun, assert_enqueued, assert_not_enqueued, drain, enqueued, travel
+from notifyworker.testing.place import KitStore
 
 PAGE = (Path(__file__).parents[1] / "docs" / "testing.md").read_text()
 
@@ -52,6 +56,35 @@ async def test_drain_executes_all_that_is_due_and_what_that_enqueues(client):
     assert await drain(worker) == []
     with pytest.raises(AssertionError, match=r"1 of 3 runs are not completed:\na cancelled \(attempt 1 of 2, no more\)"):
         drained.assert_completed()
+
+
+@pytest.mark.parametrize("statement", ["settle", "give_back"])
+async def test_drain_tells_of_a_run_whose_settle_is_seen_before_its_worker_hears_the_answer(client, monkeypatch, statement):
+    """The answer comes only after drain() has seen that nothing is left."""
+    worker = Worker()
+    is_seen = asyncio.Event()
+    left, write = KitStore.left, getattr(Store, statement)
+
+    async def look(self: KitStore, *args: Any) -> Any:
+        if not (found := await left(self, *args)):
+            is_seen.set()
+        return found
+
+    async def write_and_answer_late(self: Store, *args: Any) -> Any:
+        answer = await write(self, *args)
+        await is_seen.wait()
+        return answer
+
+    monkeypatch.setattr(KitStore, "left", look)
+    monkeypatch.setattr(Store, statement, write_and_answer_late)
+
+    @worker.handler("a", retry=Retry(max_attempts=2, delay=3600))
+    async def handle(run: Run) -> None:
+        if statement == "give_back":
+            raise ValueError("again")
+
+    await client.enqueue("a")
+    assert (await drain(worker)).states == ["completed" if statement == "settle" else "pending"]
 
 
 async def test_drain_shows_the_traceback_of_what_failed(client):
