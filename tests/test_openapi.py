@@ -114,6 +114,8 @@ NOT_SAID = {
         "set_mirror",
         "remove_mirror",
         "shadow_report",
+        "promote",
+        "switch_back",
         "retry_run",
         "replay_run",
         "cancel_many",

@@ -33,7 +33,7 @@ from notifyworker.tokens import named_tokens_of
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 FORM = {**HTML, "Content-Type": "application/x-www-form-urlencoded"}
-PAGES = ("/", "/?range=24h", "/runs", "/workers", "/reaper", "/schedules", "/pauses", "/system", "/audit")
+PAGES = ("/", "/?range=24h", "/runs", "/workers", "/reaper", "/schedules", "/pauses", "/system", "/audit", "/shadow")
 ASSETS = resources.files("notifyworker") / "http" / "page" / "assets"
 NASTY = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}</pre></title>&lt;"
 
@@ -201,7 +201,7 @@ async def test_the_pages_pool_only_reads(dsn: str) -> None:
 
 async def test_programs_are_answered_as_before(ask: Caller) -> None:  # noqa: F811
     await ask.insert()
-    for path in ("/runs", "/workers", "/reaper", "/schedules", "/pauses", "/system", "/audit"):
+    for path in ("/runs", "/workers", "/reaper", "/schedules", "/pauses", "/system", "/audit", "/shadow"):
         for accept in ("application/json", "*/*"):
             answer = await ask.get(path, headers={"Accept": accept})
             assert answer.headers["Content-Type"] == "application/json", path
@@ -509,6 +509,13 @@ async def test_nothing_a_producer_sends_becomes_markup(ask: Caller, connection) 
         NASTY,
         json.dumps({"run_id": str(settled), "x": NASTY}),
     )
+    await connection.execute(
+        """INSERT INTO notifyworker.shadow_pairs (live_run_id, shadow_run_id, kind, project_id, version, became, ways, diff, live_state, shadow_state)
+           VALUES ($1, $1, $2, $2, $3, 'different', '{result,effects}', $2, 'failed', 'completed')""",
+        settled, NASTY, NASTY[:100],
+    )  # fmt: skip
+    await connection.execute("SELECT notifyworker.set_mirror($1, $2, 10, $1)", NASTY, NASTY[:100])
+    await connection.execute("SELECT notifyworker.set_version($1, $2, $1, $1, $1)", NASTY, NASTY[:100])
     ask.worker.reasons = [NASTY]
     query = urlencode({"kind": kind, "project_id": project, "worker": NASTY, "q": NASTY})
     for path in (
@@ -518,6 +525,7 @@ async def test_nothing_a_producer_sends_becomes_markup(ask: Caller, connection) 
         f"/runs?{query}",
         f"/workers?{urlencode({'worker': NASTY})}",
         "/?done=1",
+        f"/shadow?{urlencode({'kind': NASTY, 'project_id': NASTY, 'version': NASTY[:100]})}",
     ):
         answer = await fresh(ask, path)
         checked(answer)
@@ -530,6 +538,9 @@ async def test_nothing_a_producer_sends_becomes_markup(ask: Caller, connection) 
         ("schedule", {"name": NASTY, "paused": "1"}),
         ("runs", {"do": "cancel", "all": "1", "kind": kind, "back": f"/{NASTY}"}),
         ("again", {"id": str(settled), "how": "edit"}),
+        ("promote", {"kind": NASTY, "version": NASTY[:100], "project_id": NASTY}),
+        ("back", {"kind": NASTY, "project_id": NASTY}),
+        ("mirror", {"kind": NASTY, "version": NASTY[:100], "project_id": NASTY}),
     ):
         checked(await act(ask, name, sure=False, **fields))
     checked(await ask.get("/runs?" + urlencode({NASTY: NASTY}), headers=HTML), 400)

@@ -55,6 +55,25 @@ async def test_it_is_executed_in_a_process_that_is_kept(make_worker, connection)
     assert first["pid"] == second["pid"] != os.getpid()
 
 
+async def test_it_starts_children_with_its_completion(make_worker, connection):
+    worker = make_worker()
+    worker.handler("parent", executor="process", retry=Retry(max_attempts=2, base_s=0.01))(process_app.parent)
+    worker.handler("last")(_nothing)
+    async with worker:
+        run = await settled(connection, await insert(connection, "parent", '{"fails": 1}'), SPAWNED_S)
+        rows = await connection.fetch("SELECT * FROM notifyworker.all_runs WHERE kind = 'child' ORDER BY run_id")
+        assert run["state"] == "completed", run["errors"]
+        one, other, *refused, last = json.loads(run["result"])
+        assert [str(row["run_id"]) for row in rows[:2]] == [one, other]  # of the attempt that was completed alone
+        assert [(json.loads(row["payload"]), row["priority"]) for row in rows] == [({"up_to": 0}, 0), ({"up_to": 1}, 1), ({}, 0)]
+        assert refused == ["kind", "payload", "color"]
+        await connection.execute("SELECT notifyworker.cancel($1)", rows[2]["run_id"])
+        assert json.loads((await settled(connection, last))["payload"]) == {"of": 1}
+
+
+async def _nothing(run: Run) -> None: ...
+
+
 async def test_there_are_no_more_processes_than_asked_for(make_worker, connection):
     worker = make_worker(processes=2, concurrency=6)
     worker.handler("sum", executor="process", timeout=SPAWNED_S)(process_app.compute)

@@ -137,6 +137,7 @@ async def test_a_client_inside_of_it_changes_nothing(shadow, dsn):
             await client.set_limit(max_running=1)
             await client.mirror("k", "v2")
             await client.promote("k", "v2", force=True)
+            await client.switch_back("k")
             await asyncio.to_thread(asyncio.run, _elsewhere(dsn))
             return f"{len({first, *both, *many})}"
 
@@ -147,7 +148,7 @@ async def test_a_client_inside_of_it_changes_nothing(shadow, dsn):
         assert await shadow.rows(f"notifyworker.{table}") == 0
     names = [effect["name"] for effect in json.loads(run["effects"])]
     assert names == [
-        "enqueue", "enqueue", "enqueue", "enqueue_many", "put_schedule", "pause", "cancel", "set_limit", "mirror", "promote", "enqueue",
+        "enqueue", "enqueue", "enqueue", "enqueue_many", "put_schedule", "pause", "cancel", "set_limit", "mirror", "promote", "switch_back", "enqueue",
     ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """How numbers, times and JSON are shown: filters of the templates. What they return as Markup, they have escaped."""
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -59,6 +60,11 @@ def percent(part: float, whole: float) -> str:
     return f"{share:.1f} %" if 0 < share < 10 else f"{share:.0f} %"  # noqa: PLR2004
 
 
+def rated(rate: float) -> str:
+    """99.98 %, never rounded up: 100 % is said of all alone."""
+    return f"{math.floor(round(rate * 1e6) / 100) / 100:.2f} %".replace(".00 %", " %")
+
+
 def plural(value: int, one: str, many: str | None = None) -> str:
     """1 run, 2 runs."""
     return f"{value:,} {one if value == 1 else many or one + 's'}"
@@ -69,7 +75,7 @@ def _element(moment: datetime, text: str, form: str) -> Markup:
     machine = exact.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     title = exact.strftime("%Y-%m-%d %H:%M:%S.") + f"{exact.microsecond // 1000:03d} UTC"
     return Markup('<time datetime="{}" title="{}" data-f="{}"{}>{}</time>').format(
-        machine, title, form, Markup(' class="m"') if form != "ago" else "", text
+        machine, title, form, Markup(' class="m"') if form not in {"ago", "for"} else "", text
     )
 
 
@@ -79,7 +85,7 @@ def ago(moment: datetime | None, now: datetime, suffix: str = " ago") -> Markup 
         return "never"
     seconds = (now - moment).total_seconds()
     text = f"{duration(max(0.0, seconds))}{suffix}" if seconds > -1 else f"in {duration(seconds)}"
-    return _element(moment, text, "ago")
+    return _element(moment, text, "ago" if suffix else "for")
 
 
 def clock(moment: datetime | None, now: datetime, form: str = "s") -> Markup | str:
