@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 import yaml
 from hatchling.builders.wheel import WheelBuilder
-from servers import eventually
+from servers import STARTED_S, eventually
 from test_cli import APP, start
 from test_observability import measured
 
@@ -48,7 +48,7 @@ def notify_socket(address: str) -> Any:
 
 
 async def said(heard: socket.socket) -> str:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(STARTED_S):
         return (await asyncio.get_running_loop().sock_recv(heard, 4096)).decode()
 
 
