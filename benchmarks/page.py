@@ -130,7 +130,9 @@ async def drain(runs: int, pages: int, rounds: int) -> None:
     without, having = (statistics.median(runs / one.took_s for one in spent) for spent in found.values())
     print(f"without {without:,.0f} runs/s, with {pages} pages {having:,.0f} runs/s: {having / without:.3f}")
     without, having = (statistics.median(one.worker_s + one.backends_s for one in spent) for spent in found.values())
-    print(f"CPU of a run, worker and all backends: {without / runs * 1e6:.0f} and {having / runs * 1e6:.0f} us: {without / having:.3f}")
+    print(
+        f"CPU of a run, worker and all backends: {without / runs * 1e6:.0f} and {having / runs * 1e6:.0f} us: {without / having:.3f}"
+    )
 
 
 async def cost(pages: int, seconds: float, filled: str | None, live: int, settled: int) -> None:
@@ -159,7 +161,7 @@ class Spent:
 
     def told(self, runs: int) -> str:
         """Per run."""
-        return f"(worker {self.worker_s / runs * 1e6:.0f} us, backends {self.backends_s / runs * 1e6:.0f} us a run, {self.answers} answers)"
+        return f"(worker {self.worker_s / runs * 1e6:.0f} us, backends {self.backends_s / runs * 1e6:.0f} us a run; {self.answers} answers, of which the database {self.pages_s * 1000:.0f} ms)"
 
 
 class Meter:

@@ -21,7 +21,7 @@ from notifyworker.http.page.live import Live
 
 FRESH_S = 2.0  # as old as the fleet on a page may be
 SEEN = "X-Seen"
-_MARK = b"data-seen=\"\""
+_MARK = b'data-seen=""'
 _KEPT = 64
 _DEAREST_S = 10.0
 _DRAWN = 20  # times as long as it took to draw, it is shown
@@ -83,9 +83,7 @@ class Views:
             raise view.error
         return _answer(view, request)
 
-    async def _drawn(
-        self, view: _View, request: web.Request, draw: Callable[[web.Request], Awaitable[web.Response]]
-    ) -> None:
+    async def _drawn(self, view: _View, request: web.Request, draw: Callable[[web.Request], Awaitable[web.Response]]) -> None:
         view.began, view.error = time.monotonic(), None
         try:
             response = await draw(request)
