@@ -161,7 +161,7 @@ class Batches:
     @staticmethod
     def _named(batch: _Batch) -> AbstractContextManager[None]:
         """What such a handler does by itself is done for all of them: recorded for none, and not done in shadow."""
-        if not any(run.is_shadow or run.records for run in batch.members):
+        if not any(run.records for run in batch.members):
             return nullcontext()
         return in_the_name_of(_Crowd(next(iter(batch.members))))
 

@@ -112,7 +112,7 @@ async def execute(
     except Exception as error:  # noqa: BLE001 - a validator of the user's raises what it likes: the same again next time
         return _unfit(run, error, worker)
     try:
-        if run.is_shadow or run.records:
+        if run.records:
             result = await _in_its_name(attempt, arguments, threads, processes, on_begun, join)
         elif handler.is_async and handler.batch_size is None:
             result = await handler.function(*arguments)
@@ -281,7 +281,7 @@ def refused_result(outcome: Outcome, why: str, worker: str) -> Outcome:
 
 def completed(run: Run, result: object, worker: str, max_result_bytes: int) -> Outcome:
     """What becomes of a run whose handler has done its work: E-RUN-005 if the result can't be stored."""
-    if result is None and not (run.is_shadow or run.records):
+    if result is None and not run.records:
         return Outcome(run.run_id, run.lease_token, run.attempt, run.kind, State.COMPLETED)
     try:
         text = None if result is None else payloads.encode(result)

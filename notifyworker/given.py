@@ -61,6 +61,9 @@ def _check_pace(given: Mapping[str, Any]) -> None:
     """As check_pace in schema/0014_debounce.sql."""
     if not given.keys() & {"debounce", "debounce_at_most", "throttle"}:
         return
+    if given.get("is_shadow"):
+        message = "goes with neither debounce nor throttle: the key of a shadow run holds nothing"
+        raise InvalidRun("is_shadow", message, hint="leave one of them out")
     if "idempotency_key" not in given:
         raise InvalidRun("idempotency_key", "is what debounce and throttle go by", hint="give one")
     if "debounce_at_most" in given and "debounce" not in given:

@@ -111,8 +111,10 @@ class Desk(Protocol):
     ) -> "Awaitable[tuple[list[UUID], UUID | None]] | tuple[list[UUID], UUID | None]":
         """Note what is to be started, and what when all of that is settled; return the ids. Raises LeaseLost."""
 
-    def join(self, run: "Run", children: "Sequence[UUID] | None", on_failure: OnFailure) -> "Awaitable[list[ChildOutcome]]":
-        """Return the outcomes of children, or park the run. Raises LeaseLost."""
+    def join(
+        self, run: "Run", children: "Sequence[UUID] | None", on_failure: OnFailure, timeout_s: float | None
+    ) -> "Awaitable[list[ChildOutcome]]":
+        """Return the outcomes of children, or park the run. Raises LeaseLost, JoinTimeout."""
 
     def event(self, run: "Run", name: str, key: str | None, timeout_s: float | None) -> Awaitable[Any]:
         """Return the payload of an event, or park the run. Raises LeaseLost."""
@@ -217,8 +219,8 @@ class Run(Starting):
         #: What it is completed with in `transaction()`, whose end comes before the handler returns anything.
         self.result: Any = None
         self._desk = desk
-        #: Whether this live run keeps what its effects are called with: a rule asks for it, to compare with.
-        self.records = False
+        #: Whether it keeps what its effects are called with: a shadow run, or a live one that a rule compares.
+        self.records = is_shadow
         self._effects: Effects | None = None
         self._shadow_children: dict[UUID, ChildOutcome] | None = None
         self._log: Any = None
@@ -298,7 +300,7 @@ class Run(Starting):
         """
         if not is_plain():
             return self._awaited_effect(name, call, args, kwargs, shadow_result, redact)
-        if self.is_shadow or self.records:
+        if self.records:
             self.note_effect(name, args, kwargs, call=call, redact=redact)
         if self.is_shadow:
             return shadow_result
@@ -318,7 +320,7 @@ class Run(Starting):
         shadow_result: Any,
         redact: Redact,
     ) -> Any:
-        if self.is_shadow or self.records:
+        if self.records:
             self.note_effect(name, args, kwargs, call=call, redact=redact)
         if self.is_shadow:
             return shadow_result
@@ -420,7 +422,7 @@ class Run(Starting):
     @property
     def recorded_effects(self) -> str | None:
         """What a shadow run would have done, or a live one that is compared has done, as JSON; None for any other."""
-        if not self.is_shadow and not self.records:
+        if not self.records:
             return None
         return "[]" if self._effects is None else self._effects.as_json()
 

@@ -10,17 +10,12 @@ from datetime import datetime
 from statistics import NormalDist
 from typing import Any
 
-from notifyworker import versions
 from notifyworker.database import Queryable
-from notifyworker.errors import RunConflict
 from notifyworker.store import Row, Store
 
 _Z = NormalDist().inv_cdf(0.975)
 _FEWEST_TIMED = 30  # below, the normal interval of a mean says too much
 _SHOWN = ("outcome", "failure", "result", "effects")
-
-#: What promote wants unless told otherwise.
-LEAST_AGREEMENT, LEAST_RUNS = 0.99, 100
 
 
 def wilson(same: int, of: int) -> tuple[float, float]:
@@ -81,45 +76,3 @@ def _entry(row: Row) -> dict[str, Any]:
         "shadow_s": row["shadow_s"],
         "times": times,
     }
-
-
-async def promote(
-    store: Store,
-    on: Queryable,
-    kind: str,
-    version: str,
-    *,
-    project_id: str | None = None,
-    since: datetime | None = None,
-    least_agreement: float = LEAST_AGREEMENT,
-    least_runs: int = LEAST_RUNS,
-    force: bool = False,
-    actor: str | None = None,
-) -> dict[str, Any]:
-    """
-    Make a version live, if what was compared allows it; return what was live before and why it was allowed.
-
-    Raises RunConflict if fewer than `least_runs` were compared, if less than `least_agreement` of them agree, or if no worker
-    has the version; not with `force`. Who, when and why is in the audit.
-    """
-    report = await shadow_report(store, on, kind=kind, version=version, project_id=project_id, since=since, first=0)
-    found: dict[str, Any] = report[0] if report else {"compared": 0, "agreement": None}
-    told = f"{found['compared']:,} compared, {_percent(found['agreement'])} the same"
-    if not force:
-        if found["compared"] < least_runs:
-            message = f"{kind} {version}: only {found['compared']:,} runs were compared, and {least_runs:,} are wanted"
-            raise RunConflict(message, hint="wait for more, replay some, or force it")
-        if found["agreement"] < least_agreement:
-            message = f"{kind} {version}: {_percent(found['agreement'])} of {found['compared']:,} runs agree, and {_percent(least_agreement)} are wanted"
-            raise RunConflict(message, hint="`notifyworker shadow report` shows what differs; or force it")
-        workers = (await on.fetch(store.sql("version_workers"), kind, version))[0]["workers"]
-        if not workers:
-            message = f"{kind} {version}: no worker has this version, so that its runs would wait"
-            raise RunConflict(message, hint="deploy it first, or force it")
-    why = f"{'forced: ' if force else ''}{told}"
-    was = await versions.version_set(store, on, kind, version, project_id, actor=actor, why=why)
-    return {"kind": kind, "version": version, "project_id": project_id, "was": was, "why": why}
-
-
-def _percent(rate: float | None) -> str:
-    return "none" if rate is None else f"{math.floor(rate * 10_000) / 100:g} %"

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from notifyworker import shadow_report, versions
+from notifyworker import promoting, shadow_report, versions
 from notifyworker.acting import effect
 from notifyworker.bulk import BATCH, Tally
 from notifyworker.compare import path_of, tolerance_of
@@ -140,7 +140,21 @@ class Shadowing(Many):
         `force`. Of `project_id` alone; of runs chosen `since`; `actor` is noted in the audit.
         """
         check_kind_and_version(kind, version, how.get("project_id"))
-        return await shadow_report.promote(self._store, await self._connected(), kind, version, **how)
+        return await promoting.promote(self._store, await self._connected(), kind, version, **how)
+
+    @effect("switch_back", lambda _id, kind, **_k: {"kind": kind})
+    async def switch_back(
+        self, kind: str, *, project_id: str | None = None, force: bool = False, actor: str | None = None
+    ) -> dict[str, Any]:
+        """
+        Make live again what was before the last switch of exactly this kind and project.
+
+        Raises RunConflict if there was none, or, without `force`, if no worker has the version to go back to.
+        """
+        check_text("kind", kind, 200)
+        return await promoting.switch_back(
+            self._store, await self._connected(), kind, project_id=project_id, force=force, actor=actor
+        )
 
     async def versions(self) -> list[dict[str, Any]]:
         """Return what is live where a version has a name, and how many `workers` have it."""

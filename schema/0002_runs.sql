@@ -113,24 +113,25 @@ CREATE INDEX runs_lease ON {schema}.runs (lease_expires_at) WHERE lease_expires_
 -- For runs that may no longer be started; only those that have the column pay for it.
 CREATE INDEX runs_expires_at ON {schema}.runs (expires_at) WHERE expires_at IS NOT NULL AND state = 'pending';
 
+-- The key of a run that was inserted as a shadow run holds nothing; that of one which its worker executes in shadow does.
 CREATE UNIQUE INDEX runs_idempotency_key ON {schema}.runs (project_id, kind, idempotency_key)
-    WHERE idempotency_key IS NOT NULL;
+    WHERE idempotency_key IS NOT NULL AND (NOT is_shadow OR shadow_by = 'worker');
 
 -- What must be the same for the whole fleet.
 CREATE TABLE {schema}.settings (
     name       text        NOT NULL PRIMARY KEY,
     value      jsonb       NOT NULL,
     changed_at timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT value_is_in_range CHECK (
+    CONSTRAINT value_is_in_range CHECK (  -- BETWEEN last: so it reads the same after a dump and a restore
         CASE name
             WHEN 'reaper_interval_s' THEN (value #>> '{}')::numeric BETWEEN 0.1 AND 86400
-            WHEN 'max_payload_bytes' THEN (value #>> '{}')::numeric BETWEEN 2 AND 268435456
-                AND (value #>> '{}')::numeric % 1 = 0
-            WHEN 'max_result_bytes' THEN (value #>> '{}')::numeric BETWEEN 2 AND 268435456
-                AND (value #>> '{}')::numeric % 1 = 0
+            WHEN 'max_payload_bytes' THEN (value #>> '{}')::numeric % 1 = 0
+                AND (value #>> '{}')::numeric BETWEEN 2 AND 268435456
+            WHEN 'max_result_bytes' THEN (value #>> '{}')::numeric % 1 = 0
+                AND (value #>> '{}')::numeric BETWEEN 2 AND 268435456
             WHEN 'idempotency_window_s' THEN (value #>> '{}')::numeric BETWEEN 0 AND 31622400
-            WHEN 'history_retention_days' THEN (value #>> '{}')::numeric BETWEEN 1 AND 36500
-                AND (value #>> '{}')::numeric % 1 = 0
+            WHEN 'history_retention_days' THEN (value #>> '{}')::numeric % 1 = 0
+                AND (value #>> '{}')::numeric BETWEEN 1 AND 36500
             ELSE false
         END)
 );

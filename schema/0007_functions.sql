@@ -43,7 +43,8 @@ BEGIN
     enqueue.run_id := coalesce(enqueue.run_id, {schema}.uuid7());
     IF coalesce(enqueue.debounce, enqueue.debounce_at_most, enqueue.throttle) IS NOT NULL THEN
         PERFORM {schema}.check_pace(
-            enqueue.idempotency_key, enqueue.run_at, enqueue.debounce, enqueue.debounce_at_most, enqueue.throttle);
+            enqueue.idempotency_key, enqueue.run_at, enqueue.debounce, enqueue.debounce_at_most, enqueue.throttle,
+            enqueue.is_shadow);
     END IF;
     IF enqueue.debounce IS NOT NULL THEN
         run.run_id := enqueue.run_id;
@@ -66,7 +67,7 @@ BEGIN
         enqueue.idempotency_key := run.idempotency_key;
     END IF;
     -- A key that another is taking at this moment is waited for, and then asked for again.
-    WHILE enqueue.idempotency_key IS NOT NULL AND enqueue.debounce IS NULL LOOP
+    WHILE enqueue.idempotency_key IS NOT NULL AND enqueue.debounce IS NULL AND NOT enqueue.is_shadow LOOP
         holder := {schema}.key_holder(enqueue.project_id, enqueue.kind, enqueue.idempotency_key);
         IF holder IS NOT NULL THEN
             RETURN holder;
@@ -110,8 +111,9 @@ BEGIN
     END IF;
     IF was.is_limited THEN  -- its key and its places stay taken until its handler has ended
         -- Of those that it was given when it was running already (0012, adopt) its worker knows nothing.
-        DELETE FROM {schema}.places AS p WHERE p.run_id = cancel.run_id AND p.place >= 1000000;
-        UPDATE {schema}.places AS p SET lingers = true WHERE p.run_id = cancel.run_id;
+        DELETE FROM {schema}.places AS p WHERE p.run_id = cancel.run_id AND p.place >= 1000000 AND NOT p.lingers;
+        UPDATE {schema}.places AS p SET lingers = true, lease_token = was.lease_token
+         WHERE p.run_id = cancel.run_id AND NOT p.lingers;
     ELSIF was.concurrency_key IS NOT NULL AND was.state = 'pending' AND was.waits_for IS NULL THEN
         PERFORM {schema}.end_wait(was.project_id, was.concurrency_key, 1);  -- it may have been its turn
     END IF;

@@ -1,6 +1,6 @@
 -- Idempotency keys outlive their runs: one row a key, from the insert of its run until idempotency_window_s after the
 -- settle. The unique index on runs answers ON CONFLICT; this table is what a key is really held by, and only runs that
--- have a key pay for it.
+-- have a key pay for it. A run that is inserted as a shadow run holds none.
 
 CREATE TABLE {schema}.idempotency_keys (
     project_id      text COLLATE "C" NOT NULL,
@@ -70,8 +70,8 @@ BEGIN
               DETAIL = format('Run %s holds it until %s.', holder.run_id, holder.expires_at),
               HINT = 'Use another key, or {name}.enqueue, which returns that run''s id.';
 END $$;
-CREATE TRIGGER take_key AFTER INSERT ON {schema}.runs FOR EACH ROW WHEN (NEW.idempotency_key IS NOT NULL)
-    EXECUTE FUNCTION {schema}.take_key();
+CREATE TRIGGER take_key AFTER INSERT ON {schema}.runs FOR EACH ROW
+    WHEN (NEW.idempotency_key IS NOT NULL AND NOT NEW.is_shadow) EXECUTE FUNCTION {schema}.take_key();
 
 CREATE FUNCTION {schema}.keep_key() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -14,10 +14,12 @@ CREATE INDEX debounces_due_at ON {schema}.debounces (due_at);
 
 -- What enqueue asks of debounce and throttle.
 CREATE FUNCTION {schema}.check_pace(
-    idempotency_key text, run_at timestamptz, debounce interval, debounce_at_most interval, throttle interval
+    idempotency_key text, run_at timestamptz, debounce interval, debounce_at_most interval, throttle interval,
+    is_shadow boolean
 ) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     fault text[] := CASE
+        WHEN is_shadow THEN ARRAY['is_shadow', 'goes with neither debounce nor throttle: the key of a shadow run holds nothing']
         WHEN idempotency_key IS NULL THEN ARRAY['idempotency_key', 'is what debounce and throttle go by: give one']
         WHEN debounce_at_most IS NOT NULL AND debounce IS NULL THEN ARRAY['debounce_at_most', 'is a bound of debounce: give both']
         WHEN debounce IS NOT NULL AND throttle IS NOT NULL THEN ARRAY['throttle', 'is given beside debounce: give one of them']
@@ -62,7 +64,8 @@ BEGIN
          WHERE r.run_id = coalesce(
              (SELECT w.run_id FROM {schema}.runs AS w WHERE w.run_id = waiting AND w.state = 'pending'),
              (SELECT w.run_id FROM {schema}.runs AS w
-               WHERE w.project_id = run.project_id AND w.kind = run.kind AND w.idempotency_key = run.idempotency_key));
+               WHERE w.project_id = run.project_id AND w.kind = run.kind AND w.idempotency_key = run.idempotency_key
+                 AND (NOT w.is_shadow OR w.shadow_by = 'worker')));
         -- A claim that has it at this moment is waited for: then it is not pending any more.
         UPDATE {schema}.runs AS r
            SET payload = run.payload, headers = run.headers, priority = run.priority, timeout = run.timeout,
@@ -91,7 +94,7 @@ BEGIN
         EXIT WHEN {schema}.hold_key(run.project_id, run.kind, run.idempotency_key, run.run_id, now());
         IF EXISTS (SELECT FROM {schema}.runs AS r
                     WHERE r.project_id = run.project_id AND r.kind = run.kind AND r.idempotency_key = run.idempotency_key
-                      AND r.state = 'running') THEN
+                      AND (NOT r.is_shadow OR r.shadow_by = 'worker') AND r.state = 'running') THEN
             run.idempotency_key := NULL;
             EXIT;
         END IF;

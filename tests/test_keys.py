@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 from servers import eventually
 
-from notifyworker import Client, Run
+from notifyworker import Client, InvalidRun, Run
 from notifyworker.store import Store
 
 INSERT = "INSERT INTO notifyworker.runs (kind, idempotency_key) VALUES ('a', 'k') RETURNING run_id"
@@ -217,3 +217,65 @@ async def test_a_locked_key_is_left_for_the_next_pass(any_dsn, db):
     await transaction.rollback()
     assert await Store("notifyworker").keys_forget(db, limit=10) == 1
     await other.close()
+
+
+SHADOW = "SELECT notifyworker.enqueue('a', idempotency_key => 'k', is_shadow => true)"
+
+
+async def test_a_shadow_runs_key_blocks_nobody_and_nobody_blocks_it(db, any_dsn):
+    plain = INSERT.replace("(kind, idempotency_key)", "(kind, idempotency_key, is_shadow)").replace("'k')", "'k', true)")
+    shadows = [await db.fetchval(SHADOW), await db.fetchval(plain)]
+    async with Client(any_dsn) as client:
+        shadows += [await client.enqueue("a", idempotency_key="k", is_shadow=True)]
+        shadows += await client.enqueue_many("a", [1, 2], idempotency_key="k", is_shadow=True)
+        live = await db.fetchval(INSERT)
+        assert [await db.fetchval(ENQUEUE), await client.enqueue("a", idempotency_key="k")] == [live, live]
+        shadows += [await db.fetchval(SHADOW)]  # also while the key is held
+        assert len({*shadows, live}) == 7
+        for shadow in shadows[:2]:  # settled, and retried, it holds nothing either
+            await db.fetchval(CANCEL, shadow)
+            await client.retry(shadow)
+        await db.fetchval(CANCEL, shadows[2])
+        assert (await client.retry_many(kind="a", state="cancelled")).done == 1
+        await db.fetchval(CANCEL, live)
+        assert await db.fetchval(ENQUEUE) == live  # its window is as long as ever
+        await db.fetchval(SHADOW)
+        await client.retry(live)
+    assert await db.fetchval("SELECT count(*) FROM notifyworker.idempotency_keys WHERE run_id <> $1", live) == 0
+
+
+async def test_a_run_that_a_worker_makes_shadow_keeps_its_key(make_worker, connection):
+    worker = make_worker(shadow="enforce")
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> None:
+        entered.set()
+        await leave.wait()
+
+    async with worker:
+        live = await connection.fetchval(INSERT)
+        await asyncio.wait_for(entered.wait(), 20)
+        assert await connection.fetchval("SELECT is_shadow FROM notifyworker.runs")
+        assert await connection.fetchval(ENQUEUE) == live
+        assert await connection.fetchval(INSERT.replace(" RETURNING", " ON CONFLICT DO NOTHING RETURNING")) is None
+        leave.set()
+
+
+@pytest.mark.parametrize("name", ["debounce", "throttle"])
+async def test_a_shadow_run_has_no_pace(db, any_dsn, name):
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="is_shadow") as refused:
+        await db.fetchval(SHADOW.replace("true)", f"true, {name} => '1 s')"))
+    assert refused.value.column_name == "is_shadow"
+    async with Client(any_dsn) as client:
+        with pytest.raises(InvalidRun, match=r"^is_shadow: "):
+            await client.enqueue("a", idempotency_key="k", is_shadow=True, **{name: 1})
+
+
+async def test_debounce_passes_over_the_shadow_runs_of_its_key(db):
+    call = "SELECT notifyworker.enqueue('a', idempotency_key => 'k', debounce => '1 h')"
+    shadow = await db.fetchval(SHADOW)
+    first = await db.fetchval(call)
+    assert first != shadow
+    assert await db.fetchval(call) == first
+    assert await db.fetchval("SELECT is_shadow FROM notifyworker.runs WHERE run_id = $1", shadow)

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 import pytest
-from servers import eventually, free_port
+from servers import SURELY_S, eventually, free_port
 
 from notifyworker import Fail, Run, Worker
 
@@ -35,7 +35,7 @@ async def looked_at(browser: Any, url: str, **options: Any) -> AsyncIterator[Any
     """A tab that fails the test for anything that its console tells."""
     context = await browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce", **options)
     page = await context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(1000 * SURELY_S)
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: told.append(str(error)))
@@ -175,7 +175,7 @@ async def test_an_answer_that_comes_under_the_hand_waits_for_it(make_house, conn
 
             await page.route("**/runs", slow)
             await page.goto(f"{worker.url}/runs")
-            await asyncio.wait_for(asked.wait(), 20)
+            await asyncio.wait_for(asked.wait(), SURELY_S)
             await page.check(f"#c-{first}")
             second = await insert(connection, "nobody")
             async with page.expect_request_finished(lambda request: request.url.endswith("/runs")):
@@ -275,6 +275,7 @@ async def test_keys_filters_and_nothing_that_runs(make_house, connection, browse
                 ("e", "/reaper"),
                 ("y", "/system"),
                 ("a", "/audit"),
+                ("h", "/shadow"),
                 ("r", "/runs"),
             ):
                 await page.keyboard.press("g")
@@ -302,6 +303,53 @@ async def test_keys_filters_and_nothing_that_runs(make_house, connection, browse
         await connection.execute("SELECT notifyworker.cancel($1)", held)
 
 
+async def test_a_version_is_switched_and_back_and_nothing_that_it_shows_runs(make_worker, connection, browser) -> None:
+    nasty = "\"'><img src=x onerror=alert(1)><script>alert(2)</script>"
+    worker: Worker = make_worker(sidecar=True, port=0)
+    called: list[str] = []
+
+    async def book(note: str) -> None:
+        called.append(note)
+
+    async def quote(run: Run, payload: Any) -> Any:
+        await run.effect(nasty, book, f"{run.version} {nasty}")
+        return {nasty: f"{run.version} {nasty}"}
+
+    for version in ("v1", nasty):
+        worker.handler(nasty, version=version)(quote)
+    await connection.execute("SELECT notifyworker.set_mirror($1, $1, 100)", nasty)
+    async with worker:
+        await eventually(lambda: worker._conductor.mirrors.any_rules)
+        await insert(connection, nasty)
+
+        async def is_compared() -> bool:
+            return await connection.fetchval("SELECT count(*) FROM notifyworker.shadow_pairs WHERE became = 'different'") == 1
+
+        async def live() -> str:
+            return await connection.fetchval("SELECT version FROM notifyworker.versions")
+
+        await eventually(is_compared)
+        async with looked_at(browser, f"{worker.url}/shadow") as page:
+            await shows(page, "1 difference")
+            assert await page.evaluate("document.querySelectorAll('main img, main script').length") == 0
+            await page.click("#agr-1 button")
+            await shows(page, "only 1 runs were compared, and 100 are wanted", "#ask")
+            await page.click("#ask [data-dismiss]")
+            assert await live() == "v1"
+            await page.click("#agr-1 button")
+            await page.select_option("#ask select", "1")
+            await page.click("#ask button[type=submit]")
+            await shows(page, "Promote: 1 of 1 done")
+            assert await live() == nasty
+            await page.click("#version-1 button")
+            await shows(page, "Go back to v1 of", "#ask")
+            await page.click("#ask button[type=submit]")
+            await shows(page, "Switch back: 1 of 1 done")
+            assert await live() == "v1"
+            assert await page.evaluate("document.querySelectorAll('main img, main script').length") == 0
+    assert called == [f"v1 {nasty}"]
+
+
 async def test_without_a_script_it_reads_and_acts(make_house, connection, browser) -> None:
     async with make_house() as worker:
         run = await insert(connection, "nobody")
@@ -325,7 +373,15 @@ async def test_axe_finds_nothing(make_house, connection, browser) -> None:
         await eventually(lambda: _is(connection, run, "failed"))
         await connection.execute("INSERT INTO notifyworker.schedules (name, cron, kind) VALUES ('s', '* * * * *', 'fine')")
         await connection.execute("SELECT notifyworker.pause('fine')")
-        paths = ["/", "/runs", f"/runs/{run}", "/workers", "/reaper", "/schedules", "/pauses", "/system", "/audit"]
+        await connection.execute(
+            """INSERT INTO notifyworker.shadow_pairs (live_run_id, shadow_run_id, kind, project_id, version, became, ways, diff, live_state,
+                   shadow_state, live_s, shadow_s)
+               SELECT $1, notifyworker.uuid7(), 'fail', 'default', v, 'different', '{result,effects}', 'result: 1 -> 2', 'failed', 'completed', 1, 2
+                 FROM unnest('{v2,v3}'::text[]) AS v""",
+            run,
+        )
+        await connection.execute("SELECT notifyworker.set_mirror('fail', 'v2', 10), notifyworker.set_version('fine', 'v2')")
+        paths = ["/", "/runs", f"/runs/{run}", "/workers", "/reaper", "/schedules", "/pauses", "/system", "/audit", "/shadow"]
         found = [
             fault
             for scheme, width in (("light", 1440), ("dark", 320))

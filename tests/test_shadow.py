@@ -10,10 +10,11 @@ from typing import Any
 
 import asyncpg
 import pytest
-from servers import eventually
+from servers import SURELY_S, eventually
 
 from notifyworker import Client, Run, RunConflict, Worker
 from notifyworker.cli.app import make_app
+from notifyworker.errors import InvalidRun
 
 PAGE = Path(__file__).parents[1] / "docs" / "shadow.md"
 
@@ -247,8 +248,23 @@ async def test_the_command_line(pricing, dsn, capsys):
 
         await eventually(all_same)
         assert "v2 is live, v1 was; 40 compared, 100 % the same" in await says("promote", "price.quote", "v2", "--runs", "40")
+        assert "v1 is live, v2 was; back" in await says("back", "price.quote")
         replayed = await says("replay", "--kind", "price.quote", "--version", "v2", "--since", "1h")
         assert "0 runs of price.quote are chosen for v2; 40 were before" in replayed
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["replay", "--kind", "k", "--version", "v2"], "until"),
+        (["replay", "--kind", "k", "--version", "v2"], "since"),
+        (["report"], "since"),
+        (["promote", "k", "v2"], "since"),
+    ],
+)
+async def test_a_time_that_can_not_be_read_is_named_as_it_was_given(command, name, dsn):
+    with pytest.raises(InvalidRun, match=f"^{name}: "):
+        await make_app().run_async(["shadow", *command, f"--{name}", "bad", "--dsn", dsn])
 
 
 async def test_the_pages_examples(dsn, connection, monkeypatch, capsys):
@@ -277,7 +293,7 @@ async def test_the_pages_examples(dsn, connection, monkeypatch, capsys):
         for statement in sql.strip().split(";\n"):
             await connection.execute(statement)
         exec(compile(client_of, str(PAGE), "exec"), page.__dict__)
-        await asyncio.wait_for(page.main(), 20)
+        await asyncio.wait_for(page.main(), SURELY_S)
 
 
 async def _said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from servers import eventually
+from servers import SURELY_S, eventually
 
 from notifyworker import Client, PauseKind, Run, Worker
 
@@ -137,6 +137,7 @@ async def test_a_client_inside_of_it_changes_nothing(shadow, dsn):
             await client.set_limit(max_running=1)
             await client.mirror("k", "v2")
             await client.promote("k", "v2", force=True)
+            await client.switch_back("k")
             await asyncio.to_thread(asyncio.run, _elsewhere(dsn))
             return f"{len({first, *both, *many})}"
 
@@ -147,7 +148,7 @@ async def test_a_client_inside_of_it_changes_nothing(shadow, dsn):
         assert await shadow.rows(f"notifyworker.{table}") == 0
     names = [effect["name"] for effect in json.loads(run["effects"])]
     assert names == [
-        "enqueue", "enqueue", "enqueue", "enqueue_many", "put_schedule", "pause", "cancel", "set_limit", "mirror", "promote", "enqueue",
+        "enqueue", "enqueue", "enqueue", "enqueue_many", "put_schedule", "pause", "cancel", "set_limit", "mirror", "promote", "switch_back", "enqueue",
     ]  # fmt: skip
 
 
@@ -206,7 +207,7 @@ async def test_a_copy_holds_no_key_no_place_no_token_and_no_idempotency_key(make
     await connection.execute("SELECT notifyworker.set_mirror('k', 'v2', 100)")
     async with worker:
         await connection.fetchval(insert, "a")
-        await asyncio.wait_for(entered.wait(), 20)
+        await asyncio.wait_for(entered.wait(), SURELY_S)
         copy = await connection.fetchrow("SELECT * FROM notifyworker.runs WHERE waits_for = 'shadow'")
         assert (copy["concurrency_key"], copy["idempotency_key"], copy["state"]) == (None, None, "running")
         assert await connection.fetchval("SELECT count(*) FROM notifyworker.places WHERE run_id = $1", copy["run_id"]) == 0

@@ -28,6 +28,7 @@ from notifyworker.cli.runs import cancel, enqueue, replay, retry, runs_list, sho
 from notifyworker.cli.schedules import schedules_delete, schedules_list, schedules_pause, schedules_put, schedules_resume
 from notifyworker.cli.schema import migrate, schema
 from notifyworker.cli.shadow import (
+    shadow_back,
     shadow_compare,
     shadow_mirror,
     shadow_mirrors,
@@ -91,7 +92,7 @@ def make_app() -> App:
     shadow = _group("shadow", "Copies of live runs by another version, what they show, and which version is live.")
     _add(shadow, None, mirror=shadow_mirror, mirrors=shadow_mirrors, unmirror=shadow_unmirror, compare=shadow_compare)
     _add(shadow, None, report=shadow_report, promote=shadow_promote, versions=shadow_versions, replay=shadow_replay)
-    _add(shadow, None, reset=shadow_reset)
+    _add(shadow, None, reset=shadow_reset, back=shadow_back)
     workers = _group("workers", "The fleet, and who of it is to claim nothing more.")
     _add(workers, None, list=workers_list, drain=workers_drain)
     retention = _group("retention", "How long settled runs of kinds and projects are kept.")

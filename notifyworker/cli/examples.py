@@ -49,6 +49,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "shadow compare": ("notifyworker shadow compare email.send --ignore result.sent_at --tolerance result.cost=1%",),
     "shadow report": ("notifyworker shadow report --kind email.send --since 2h",),
     "shadow promote": ("notifyworker shadow promote email.send v2 --force",),
+    "shadow back": ("notifyworker shadow back email.send",),
     "shadow versions": ("notifyworker shadow versions",),
     "shadow replay": ("notifyworker shadow replay --kind email.send --since 7d --version v2",),
     "shadow unmirror": ("notifyworker shadow unmirror email.send v2",),

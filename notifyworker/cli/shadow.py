@@ -147,7 +147,7 @@ async def shadow_report(
 
     check_integer("first", first, 0, 1000)
     async with opened(database) as db:
-        moment = await _ago(db, since)
+        moment = await _ago(db, "since", since)
         report = await reports.shadow_report(
             db.store, db.connection, kind=kind, version=version, project_id=project_id, since=moment, first=first
         )
@@ -192,7 +192,7 @@ async def shadow_promote(
     database: DatabaseOptions = NO_DATABASE_OPTIONS,
 ) -> None:
     """Make a version live for the whole fleet, within seconds; refused where too little was compared, or too much differs."""
-    from notifyworker import shadow_report as reports
+    from notifyworker import promoting
     from notifyworker.cli.database import opened
     from notifyworker.given import check_integer
     from notifyworker.shadowing import check_kind_and_version
@@ -202,14 +202,39 @@ async def shadow_promote(
     if not 0 <= agreement <= 100:  # noqa: PLR2004 - percent
         raise InvalidRun("agreement", f"must be between 0 and 100 percent, not {agreement!r}")
     async with opened(database) as db:
-        done = await reports.promote(
-            db.store, db.connection, kind, version, project_id=project_id, since=await _ago(db, since),
+        done = await promoting.promote(
+            db.store, db.connection, kind, version, project_id=project_id, since=await _ago(db, "since", since),
             least_agreement=agreement / 100, least_runs=runs, force=force, actor=getpass.getuser(),
         )  # fmt: skip
     if json:
         output.document(done)
     else:
-        output.line(f"{kind}: {version} is live, {done['was'] or 'the handler without a version'} was; {done['why']}")
+        output.line(_switched(done))
+
+
+async def shadow_back(
+    kind: Kind,
+    /,
+    *,
+    project_id: OfProject = None,
+    force: Annotated[bool, Parameter(help="Also where no worker has the version of before.", negative="")] = False,
+    json: Json = False,
+    database: DatabaseOptions = NO_DATABASE_OPTIONS,
+) -> None:
+    """Make live again what was before the last switch of this kind, or of its `project_id`."""
+    from notifyworker import promoting
+    from notifyworker.cli.database import opened
+    from notifyworker.given import check_text
+
+    check_text("kind", kind, 200)
+    async with opened(database) as db:
+        done = await promoting.switch_back(
+            db.store, db.connection, kind, project_id=project_id, force=force, actor=getpass.getuser()
+        )
+    if json:
+        output.document(done)
+    else:
+        output.line(_switched(done))
 
 
 async def shadow_replay(
@@ -233,7 +258,7 @@ async def shadow_replay(
     if at_most is not None:
         check_integer("at_most", at_most, 1, 1_000_000_000)
     async with opened(database) as db:
-        after, before = await _ago(db, since), await _ago(db, until)
+        after, before = await _ago(db, "since", since), await _ago(db, "until", until)
         counted = await db.connection.fetchval(db.store.sql("shadow_replay_count"), kind, project_id, after, before)
         with Progress("choosing", min(counted, at_most or counted), "runs") as progress:
             tally = await replay_all(
@@ -270,10 +295,10 @@ def _tolerance(text: str) -> tuple[str, Any]:
     return path, value
 
 
-async def _ago(db: "Database", given: str | None) -> "datetime | None":
+async def _ago(db: "Database", name: str, given: str | None) -> "datetime | None":
     from notifyworker.cli.filters import moment_ago
 
-    return moment_ago("since", given, await db.store.clock(db.connection))
+    return moment_ago(name, given, await db.store.clock(db.connection))
 
 
 async def _show_mirrors(db: "Database", *, json: bool) -> None:
@@ -294,6 +319,11 @@ async def _show_mirrors(db: "Database", *, json: bool) -> None:
         for row in rows
     ]
     output.table(_MIRRORS, shown, title="Mirrored")
+
+
+def _switched(done: dict[str, Any]) -> str:
+    unnamed = "the handler without a version"
+    return f"{done['kind']}: {done['version'] or unnamed} is live, {done['was'] or unnamed} was; {done['why']}"
 
 
 def _told(entry: dict[str, Any]) -> list[str]:

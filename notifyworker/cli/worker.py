@@ -1,6 +1,7 @@
 """The command that executes runs."""
 
 import asyncio
+import gc
 import importlib
 import os
 import sys
@@ -16,6 +17,8 @@ from notifyworker.errors import NotifyWorkerError
 if TYPE_CHECKING:
     from notifyworker import Worker
     from notifyworker.lifespan import Ending
+
+_YOUNG_OBJECTS = 10_000
 
 Reference = Annotated[str, Parameter(name="MODULE:ATTR", help="A Worker, or a function that returns one: app:worker.")]
 
@@ -56,8 +59,22 @@ def executed(found: "Worker", work: "Coroutine[Any, Any, Ending]") -> int:
             _leave(ending.exit_code)
         return ending.exit_code
 
+    _collect_less()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(ended())
+
+
+def _collect_less() -> None:
+    """
+    Let the garbage collector look less often: a twelfth of the worker's time in a drain, for objects that are no garbage.
+
+    What was imported stays as long as the process does. And a claim makes some thousand objects that live until they are
+    settled, and then end by themselves, in no cycle.
+    """
+    gc.collect()
+    gc.freeze()
+    youngest, *older = gc.get_threshold()
+    gc.set_threshold(max(youngest, _YOUNG_OBJECTS), *older)
 
 
 def _leave(code: int) -> NoReturn:

@@ -250,8 +250,31 @@ _COMPARED: Json = {
     "times": _or_null(_object({"factor": _NUMBER, "low": _NUMBER, "high": _NUMBER})),
     "differing": {"type": "array", "items": _object(_DIFFERING)},
 }  # fmt: skip
+_AGES: Json = {"type": "string", "enum": ["1h", "24h", "7d", "30d"]}
+_SINCE: Json = {"anyOf": [_MOMENT, _AGES], "description": "chosen then or later"}
+_BACK: Json = {
+    "kind": _NAME,
+    "project_id": _or_null({**_NAME, "description": "of this project alone"}),
+    "force": _or_null({**_FLAG, "description": "whatever speaks against it"}),
+}
+_PROMOTE: Json = {
+    **_BACK,
+    "version": _VERSION,
+    "since": _or_null(_SINCE),
+    "least_agreement": _or_null({"type": "number", "minimum": 0, "maximum": 1, "description": "0.99 by default"}),
+    "least_runs": _or_null({"type": "integer", "minimum": 1, "maximum": 1_000_000_000, "description": "100 by default"}),
+}
+_LIVE_VERSION: Json = {
+    "kind": _TEXT, "project_id": _or_null(_TEXT), "version": _TEXT, "changed_at": _MOMENT, "workers": _INTEGER,
+}  # fmt: skip
+_SWITCHED: Json = {
+    "kind": _TEXT, "version": _or_null(_TEXT), "project_id": _or_null(_TEXT), "was": _or_null(_TEXT), "why": _or_null(_TEXT),
+}  # fmt: skip
+_SWITCH: Json = {**_SWITCHED, "audit_id": _INTEGER, "at": _MOMENT, "actor": _TEXT}
 
 _SCHEMAS: Json = {
+    "Promote": _object(_PROMOTE, optional=frozenset(_PROMOTE) - {"kind", "version"}, closed=True),
+    "SwitchBack": _object(_BACK, optional=frozenset(_BACK) - {"kind"}, closed=True),
     "NewMirror": _object(_NEW_MIRROR, optional=frozenset(_NEW_MIRROR) - {"kind", "version"}, closed=True),
     "Retry": _object(_RETRY, optional=frozenset(_RETRY), closed=True),
     "CancelBatch": _object(_CANCEL_BATCH, optional=frozenset(_CANCEL_BATCH), closed=True),
@@ -392,9 +415,22 @@ def _shown(name: str, summary: str, schema: Json, parameters: list[Json] | None 
 
 def _of_shadow() -> Json:
     which = [_parameter("kind", _NAME), _parameter("version", _VERSION), _parameter("project_id", _NAME)]
-    more = [_parameter("since", _MOMENT), _parameter("first", {"type": "integer", "minimum": 0, "maximum": 1000})]
-    report = _object({"shadow": {"type": "array", "items": _object(_COMPARED)}})
+    more = [_parameter("since", _SINCE), _parameter("first", {"type": "integer", "minimum": 0, "maximum": 1000})]
+    shown = {"shadow": _COMPARED, "mirrors": _MIRROR, "versions": _LIVE_VERSION, "switches": _SWITCH}
+    report = _object({name: {"type": "array", "items": _object(one)} for name, one in shown.items()})
+    switched = {"200": _answer("switched", _object(_SWITCHED))}
     return {
+        "/shadow/promote": {
+            "post": _operation("promote", "make a version live", switched, body={"application/json": {"schema": _ref("Promote")}})
+        },
+        "/shadow/back": {
+            "post": _operation(
+                "switch_back",
+                "make live again what was before the last switch",
+                switched,
+                body={"application/json": {"schema": _ref("SwitchBack")}},
+            )
+        },
         "/shadow": {"get": _shown("shadow_report", "how far copies agree with their live runs", report, [*which, *more])},
         "/shadow/mirrors": {
             "get": _shown("list_mirrors", "what is mirrored", _object({"mirrors": {"type": "array", "items": _object(_MIRROR)}})),

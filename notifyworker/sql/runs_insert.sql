@@ -16,7 +16,7 @@ WITH given AS MATERIALIZED (
     SELECT run_id, kind, payload, project_id, priority, run_at, max_attempts, timeout, expires_at,
            idempotency_key, is_shadow, headers, concurrency_key
       FROM given
-     WHERE idempotency_key IS NULL OR {schema}.key_holder(project_id, kind, idempotency_key) IS NULL
+     WHERE idempotency_key IS NULL OR is_shadow OR {schema}.key_holder(project_id, kind, idempotency_key) IS NULL
      ORDER BY place
     ON CONFLICT DO NOTHING  -- by no columns: a producer may read none of them
     RETURNING run_id

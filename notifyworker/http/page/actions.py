@@ -19,7 +19,7 @@ from notifyworker.errors import RunConflict, RunNotFound
 from notifyworker.http.auth import ACTOR
 from notifyworker.http.many import COUNTED
 from notifyworker.http.observed import Observed
-from notifyworker.http.page import doings, room
+from notifyworker.http.page import doings, room, switching
 from notifyworker.http.page.asked import Doing
 from notifyworker.http.page.pages import Pages
 from notifyworker.http.page.runs import filter_of, find
@@ -54,7 +54,8 @@ class Actions:
             raise Problem.of("body", "is not a form") from None
         makers: dict[str, Callable[[Form], Awaitable[Doing]]] = {
             "runs": self._on_runs, "again": self._again, "pause": self._pause, "resume": self._resume, "schedule": self._schedule,
-            "reaper": self._reap, "drain": self._drain, "limit": self._limit, "share": self._share,
+            "reaper": self._reap, "drain": self._drain, "limit": self._limit, "share": self._share, "mirror": self._mirror,
+            "promote": lambda form: self._promote(form, request[ACTOR].name), "back": lambda form: self._back(form, request[ACTOR].name),
         }  # fmt: skip
         maker = makers.get(request.match_info["name"])
         if maker is None:
@@ -198,6 +199,20 @@ class Actions:
 
     async def _share(self, form: Form) -> Doing:
         return room.share(self._worker.store, self._pool, {name: one(form, name) for name in ("project_id", "weight")})
+
+    async def _mirror(self, form: Form) -> Doing:
+        names = ("kind", "version", "project_id", "percent", "per_hour")
+        given = {name: one(form, name) for name in names}
+        return switching.mirror(self._worker.store, self._pool, given, is_end=one(form, "end") == "1")
+
+    async def _promote(self, form: Form, actor: str) -> Doing:
+        given = {name: one(form, name) for name in ("kind", "version", "project_id", "since", "force")}
+        frame = await self._pages.frame()
+        return await switching.promote(self._worker.store, self._pool, given, now=frame.now, alive=len(frame.alive), actor=actor)
+
+    async def _back(self, form: Form, actor: str) -> Doing:
+        given = {name: one(form, name) for name in ("kind", "project_id", "live", "force")}
+        return await switching.back(self._worker.store, self._pool, given, actor=actor)
 
     async def _drain(self, form: Form) -> Doing:
         lease_owner, undo = one(form, "worker"), one(form, "undo") == "1"

@@ -179,3 +179,32 @@ def ticks(states: Sequence[str]) -> Markup:
     return Markup('<svg width="{}" height="18" aria-hidden="true">{}</svg>').format(
         max(4, len(states) * 6 - 2), Markup("").join(parts)
     )
+
+
+_MARKS = {0.85: (0.85, 0.9, 0.95, 0.99), 0.5: (0.5, 0.75, 0.99), 0.0: (0.0, 0.5, 0.99)}
+
+
+def _place(rate: float, floor: float) -> float:
+    return 100 * min(1.0, max(0.0, (rate - floor) / (1 - floor)))
+
+
+def scale(floor: float) -> Markup:
+    """Over intervals: where rates stand between `floor` and 1."""
+    parts = [
+        Markup('<text x="{:.2f}%" y="10" text-anchor="{}">{:.0f}{}</text>').format(
+            _place(rate, floor), "middle" if index else "start", 100 * rate, "" if index else " %"
+        )
+        for index, rate in enumerate(_MARKS[floor])
+    ]
+    return Markup('<svg class="chart" height="12" aria-hidden="true">{}</svg>').format(Markup("").join(parts))
+
+
+def interval(low: float, rate: float | None, high: float, css: str, *, floor: float, threshold: float) -> Markup:
+    """A rate with its interval, between `floor` and 1; what is below is at the edge."""
+    left, right = _place(low, floor), _place(high, floor)
+    dot = Markup('<circle class="{}" cx="{:.2f}%" cy="9" r="4.5"/>').format(css, _place(rate, floor)) if rate is not None else ""
+    return Markup(
+        '<svg class="chart ci" height="18" aria-hidden="true"><line class="grid" x1="0" x2="100%" y1="9" y2="9"/>'
+        '<line class="thr" x1="{t:.2f}%" x2="{t:.2f}%" y1="0" y2="18"/>'
+        '<rect class="{css}" x="{left:.2f}%" y="7" width="{width:.2f}%" height="4" rx="2"/>{dot}</svg>'
+    ).format(t=_place(threshold, floor), css=css, left=left, width=max(0.3, right - left), dot=dot)

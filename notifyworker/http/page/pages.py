@@ -30,6 +30,7 @@ from notifyworker.http.page.overview import RANGES, Overview
 from notifyworker.http.page.queries import Queries
 from notifyworker.http.page.run import OneRun
 from notifyworker.http.page.runs import Runs
+from notifyworker.http.page.shadow import ShadowPage
 from notifyworker.http.page.site import Site, wants_page
 from notifyworker.http.page.system import System
 from notifyworker.http.page.views import Views
@@ -59,11 +60,13 @@ class Pages:
         self._run = OneRun(worker, self.queries)
         self._fleet = Fleet(worker, self.queries)
         self._system = System(worker, self.queries)
+        self._shadow = ShadowPage(worker, self.queries)
         self._frame: tuple[float, Frame] | None = None
         self._turn = asyncio.Lock()
         self._pages: dict[str, Callable[[web.Request], Awaitable[web.Response]]] = {
             "/": self.overview, "/runs": self.runs, "/runs/{run_id}": self.run, "/workers": self.workers, "/reaper": self.reaper,
             "/schedules": self.schedules, "/pauses": self.pauses, "/system": self.system, "/audit": self.audit,
+            "/shadow": self.shadow,
         }  # fmt: skip
 
     def table(self) -> list[web.RouteDef]:
@@ -119,6 +122,7 @@ class Pages:
         self._frame = None
         self._overview.stale()
         self._views.forget()
+        self._shadow.stale()
 
     async def overview(self, request: web.Request) -> web.Response:
         """The overview."""
@@ -191,6 +195,13 @@ class Pages:
         async with self._pool.snapshot() as on:
             data = await self._fleet.pauses(on, frame)
         return await self._drawn(request, "pauses.html", frame, data)
+
+    async def shadow(self, request: web.Request) -> web.Response:
+        """Copies of live runs, and which version is live."""
+        frame = await self.frame()
+        async with self._pool.snapshot() as on:
+            data = await self._shadow.read(on, frame, request)
+        return await self._drawn(request, "shadow.html", frame, data)
 
     async def system(self, request: web.Request) -> web.Response:
         """What the doctor finds, and what there is."""

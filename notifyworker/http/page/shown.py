@@ -1,5 +1,6 @@
 """How numbers, times and JSON are shown: filters of the templates. What they return as Markup, they have escaped."""
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -57,6 +58,11 @@ def percent(part: float, whole: float) -> str:
         return "0 %"
     share = 100 * part / whole
     return f"{share:.1f} %" if 0 < share < 10 else f"{share:.0f} %"  # noqa: PLR2004
+
+
+def rated(rate: float) -> str:
+    """99.98 %, never rounded up: 100 % is said of all alone."""
+    return f"{math.floor(round(rate * 1e6) / 100) / 100:.2f} %".replace(".00 %", " %")
 
 
 def plural(value: int, one: str, many: str | None = None) -> str:

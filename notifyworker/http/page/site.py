@@ -38,6 +38,7 @@ class Site:
         self._environment.globals |= {
             "ago": shown.ago, "clock": shown.clock, "plural": shown.plural, "percent": shown.percent, "query": shown.query_of,
             "spark": charts.spark, "bars": charts.bars, "lines": charts.lines, "slots_svg": charts.slots, "ticks": charts.ticks,
+            "rated": shown.rated, "interval": charts.interval, "scale": charts.scale,
         }  # fmt: skip
         for name in texts:  # a template that can't be read is found at start and not at 3 a.m.
             self._environment.get_template(name)

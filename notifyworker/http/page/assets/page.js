@@ -93,7 +93,7 @@ const copy = async (text, button) => { try { await navigator.clipboard.writeText
 addEventListener('htmx:after:swap', e => { const ask = $('#ask'); if (ask?.firstElementChild && !ask.matches(':popover-open') && (e.target === ask || e.target.id === 'ask' || e.detail?.ctx?.target?.id === 'ask')) { ask.showPopover(); $('input:not([type=hidden]), textarea, [data-dismiss]', ask)?.focus(); } });
 $('#ask')?.addEventListener('toggle', e => { if (e.newState === 'closed') { e.target.replaceChildren(); show(); } });
 // keys
-const to = { o: '/', r: '/runs', w: '/workers', s: '/schedules', u: '/pauses', e: '/reaper', y: '/system', a: '/audit' };
+const to = { o: '/', r: '/runs', w: '/workers', s: '/schedules', h: '/shadow', u: '/pauses', e: '/reaper', y: '/system', a: '/audit' };
 let g = 0;
 const rows = () => $$('tbody tr').filter(r => $('a', r));
 const at = () => rows().indexOf(document.activeElement?.closest?.('tr'));
