@@ -268,7 +268,7 @@ async def test_a_shadow_run_has_no_pace(db, any_dsn, name):
         await db.fetchval(SHADOW.replace("true)", f"true, {name} => '1 s')"))
     assert refused.value.column_name == "is_shadow"
     async with Client(any_dsn) as client:
-        with pytest.raises(InvalidRun, match="^is_shadow: "):
+        with pytest.raises(InvalidRun, match=r"^is_shadow: "):
             await client.enqueue("a", idempotency_key="k", is_shadow=True, **{name: 1})
 
 
