@@ -14,7 +14,7 @@ from uuid import UUID
 
 from notifyworker.compare import Rules, Verdict, compare
 from notifyworker.database import DatabaseError, Link, brief, is_refusal
-from notifyworker.observe import log
+from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.run import Desk, Outcome, Run
 from notifyworker.settings import Settings
@@ -23,7 +23,6 @@ from notifyworker.store import Served
 
 _PAUSE_S = 0.25  # between looks that find nothing, however often live runs are settled
 _BATCH = 200
-_AHEAD_WHILE_BUSY = 50  # copies leased by one claim while live runs wait: those of one pause
 _SOON_S, _LATE_S = 0.5, 2.0  # how long those that were leased together may take to begin, for more or fewer the next time
 _COMPARE_S = 0.5
 _RELOAD_S = 60.0
@@ -48,6 +47,7 @@ class Mirrors:
         served: Served,
         lease_owner: str,
         *,
+        metrics: Metrics,
         desk: Desk,
         free: Callable[[], int],
         is_busy: Callable[[], bool],
@@ -62,6 +62,8 @@ class Mirrors:
         self._served = served
         self._lease_owner = lease_owner
         self._desk = desk
+        self._metrics = metrics
+        metrics.copies.set_function(lambda: len(self._running) + len(self._leased))
         self._free = free
         self._is_busy = is_busy
         self._on_leased = on_leased
@@ -230,13 +232,19 @@ class Mirrors:
         return min(self._allowed - len(self._running), free)
 
     def _wanted(self, room: int) -> int:
-        """How many to lease: what can begin now, and what will soon, going by how long the last ones took."""
+        """
+        How many to lease: what can begin now, and what will soon, going by how long the last ones took.
+
+        While live runs wait no more than can begin: a copy costs as much as three of those.
+        """
+        if self._is_busy():
+            return room
         took_s = self._clock() - self._leased_at
         if took_s < _SOON_S:
             self._ahead = min(_BATCH, 2 * self._ahead + room)
         elif took_s > _LATE_S:
             self._ahead //= 2
-        return room + (min(self._ahead, _AHEAD_WHILE_BUSY) if self._is_busy() else self._ahead)
+        return room + self._ahead
 
     def _feed(self) -> None:
         """Let begin what is leased, as slots allow."""
@@ -270,7 +278,11 @@ class Mirrors:
     async def _compare(self) -> int:
         pairs = await self._store.pairs_take(self._link, self._kinds, limit=_BATCH)
         if pairs:
-            await self._store.pairs_note(self._link, [(pair, *self._judge(pair)) for pair in pairs])
+            judged = [(pair, *self._judge(pair)) for pair in pairs]
+            await self._store.pairs_note(self._link, judged)
+            for pair, became, verdict in judged:
+                for found in verdict.ways if became == "different" else (became,):
+                    self._metrics.compared.labels(pair.kind, found).inc()
         return len(pairs)
 
     def _judge(self, pair: Pair) -> tuple[str, Verdict]:

@@ -111,7 +111,7 @@ class Conductor:
         )  # fmt: skip
         self.mirrors = Mirrors(
             settings, ShadowStore(self.store), self._links["shadow"] if self._handlers.versions else self._side_link, served,
-            self.lease_owner, desk=self, free=self._free, is_busy=lambda: self.claims.more, on_leased=self._leased,
+            self.lease_owner, metrics=self.metrics, desk=self, free=self._free, is_busy=lambda: self.claims.more, on_leased=self._leased,
             begin=self._begin, alone=lambda: self.claims.alone, in_doubt=self.claims.in_doubt,
         )  # fmt: skip
         self.slots = Slots(
