@@ -59,9 +59,10 @@ class Checks:
 
     async def _has_looked(self, link: Link, parent_id: UUID, created_at: datetime | None) -> bool:
         if created_at is None:  # it was cancelled
-            while await self._store.children_cancel(link, [parent_id], _CANCELLED) == _CANCELLED:
-                continue
-            return True  # who was locked is noted anew
+            cancelled, is_done = _CANCELLED, False
+            while cancelled == _CANCELLED and not is_done:
+                cancelled, is_done = await self._store.cancelled_check(link, parent_id, _CANCELLED)
+            return is_done
         return await self._store.parent_check(link, parent_id, created_at)
 
     async def cast_net(self, link: Link) -> None:

@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection as Pipe
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
@@ -25,7 +25,7 @@ import structlog
 
 from notifyworker import payload as payloads
 from notifyworker.acting import in_the_name_of
-from notifyworker.errors import LeaseLost
+from notifyworker.errors import InvalidRun, LeaseLost
 from notifyworker.family import ChildOutcome, OnFailure, Start
 from notifyworker.handlers import inspected
 from notifyworker.observe import configure_logging
@@ -42,9 +42,10 @@ class Message:
     """
     One message of either direction.
 
-    To the child: `run` (the function's pickle, the run), `cancelled`, `done` and `lost` (the answers to progress). From
-    it: `begun`, `progress`, `log`, and at the end one of `returned` (the result as JSON, or None), `raised` (the
-    exception's pickle and its traceback), `unfit` and `unstorable` (what is wrong), each with the recorded effects.
+    To the child: `run` (the function's pickle, the run), `cancelled`, and the answers: `done` (with what was asked for),
+    `lost` and `failed` (progress), `refused` (the exception's pickle). From it: `begun`, `progress`, `start` (children, and a
+    last one), `log`, and at the end one of `returned` (the result as JSON, or None), `raised` (the exception's pickle and its
+    traceback), `unfit` and `unstorable` (what is wrong), each with the recorded effects.
     """
 
     what: str
@@ -127,7 +128,7 @@ class _Child:
             ended = self._called(function, run)
         except BaseException as error:  # noqa: BLE001 - SystemExit too, as in a thread
             below = error.__traceback__.tb_next.tb_next if error.__traceback__ and error.__traceback__.tb_next else None
-            ended = Message("raised", _pickled(error), _formatted(error, below))
+            ended = Message("raised", pickled(error), _formatted(error, below))
         effects = run.recorded_effects
         self.send(Message(ended.what, ended.value, ended.more, effects))
 
@@ -177,12 +178,20 @@ class _ChildDesk:
         """Refuse, as `step`."""
         refuse_step(run)
 
-    def start_children(self, run: Run, starts: Sequence[Start], last: Start | None) -> Any:  # noqa: ARG002 - whichever
-        """Refuse: what is started is noted in the worker."""
-        message = f"{run!r} is executed in a process of its own: run.start() is for handlers on the event loop and in threads"
-        raise RuntimeError(message)
+    def start_children(self, run: Run, starts: Sequence[Start], last: Start | None) -> Any:  # noqa: ARG002 - the worker knows which
+        """Have the worker note it; return the ids. Raises what that raises: LeaseLost, InvalidRun, StepError."""
+        answer = self._child.ask(Message("start", [_plainly(start) for start in starts], last and _plainly(last)))
+        if answer.what == "refused":
+            raise pickle.loads(answer.value)  # noqa: S301 - our own parent's
+        return answer.value
 
-    def join(self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure) -> Awaitable[list[ChildOutcome]]:  # noqa: ARG002 - whichever
+    def join(
+        self,
+        run: Run,
+        children: Sequence[UUID] | None,  # noqa: ARG002 - whichever
+        on_failure: OnFailure,  # noqa: ARG002 - whichever
+        timeout_s: float | None,  # noqa: ARG002 - whichever
+    ) -> Awaitable[list[ChildOutcome]]:
         """Refuse: a plain handler can't wait for it."""
         refuse_parking(run)
 
@@ -200,6 +209,14 @@ class _ChildDesk:
         processors: list[Any] = [structlog.processors.format_exc_info, forward]
         bound = structlog.make_filtering_bound_logger(0)
         return structlog.wrap_logger(None, processors=processors, wrapper_class=bound)
+
+
+def _plainly(start: Start) -> Start:
+    """Its payload as plain JSON: the worker need not know of what class it is."""
+    try:
+        return replace(start, payload=None if start.payload is None else payloads.decode(payloads.encode(start.payload)))
+    except payloads.Unencodable as error:
+        raise InvalidRun("payload", str(error)) from error
 
 
 def refuse_transaction(run: Run) -> NoReturn:
@@ -220,17 +237,17 @@ def refuse_parking(run: Run) -> NoReturn:
     raise RuntimeError(message)
 
 
-def _pickled(error: BaseException) -> bytes:
+def pickled(error: BaseException) -> bytes:
     """
-    Return what gives the same exception again in the parent: for the retry's rules, and for Cancel, Fail and Snooze.
+    Return what gives the same exception again in the other process: for the retry's rules, and for Cancel, Fail and Snooze.
 
     One that can't be pickled is made without its own __init__; one whose class can't be imported becomes what it derives
     from.
     """
     try:
-        pickled = pickle.dumps(error)
-        if type(pickle.loads(pickled)) is type(error):  # noqa: S301 - made in the line above
-            return pickled
+        whole = pickle.dumps(error)
+        if type(pickle.loads(whole)) is type(error):  # noqa: S301 - made in the line above
+            return whole
     except Exception:  # noqa: BLE001, S110 - code of the user's, or a class that can't be imported
         pass
     for kind in type(error).__mro__:

@@ -14,7 +14,7 @@ from uuid import UUID
 from notifyworker import payload as payloads
 from notifyworker.children_store import ChildrenStore
 from notifyworker.database import Connection, DatabaseError, Link, brief, is_refusal
-from notifyworker.errors import ChildFailed, InvalidRun, LeaseLost, StepError
+from notifyworker.errors import ChildFailed, InvalidRun, JoinTimeout, LeaseLost, StepError
 from notifyworker.execute import Attempt, outcome_of_end, refused_result
 from notifyworker.family import ChildOutcome, Family, NewChild, NewGroup, OnFailure, RecordedGroup, Start, ranges
 from notifyworker.given import new_run
@@ -95,8 +95,10 @@ class Children:
         family.new_groups.append(NewGroup(number, ranges(positions), "wait", positions[-1] + 1, last_id, row))
         return last_id
 
-    async def join(self, attempt: Attempt, children: Sequence[UUID] | None, on_failure: OnFailure) -> list[ChildOutcome]:
-        """Return the outcomes of a run's children; or park it until they are there, which cancels its handler here."""
+    async def join(
+        self, attempt: Attempt, children: Sequence[UUID] | None, on_failure: OnFailure, timeout_s: float | None
+    ) -> list[ChildOutcome]:
+        """Return the outcomes of a run's children; or park it until they are there, which cancels its handler here. Raises JoinTimeout."""
         refuse_inside(attempt, "join")
         refuse_parking(attempt, "join")
         family = await self._family(attempt)
@@ -105,13 +107,15 @@ class Children:
             return []
         number, recorded = family.next_group(positions, on_failure, None)
         if recorded is None:
-            family.new_groups.append(NewGroup(number, ranges(positions), on_failure))
+            family.new_groups.append(NewGroup(number, ranges(positions), on_failure, timeout_s=timeout_s))
             await self._park(attempt, number)
         run = attempt.run
         while True:
             row = await asked(lambda: self._store.child_group_close(self._link, run, self._lease_owner, number))
             if row is None:
                 self._lost(attempt, "join")
+            if row["became"] == "late":
+                raise JoinTimeout([family.child_at(position) for position in positions])
             if row["became"] == "closed":
                 break
             if row["became"] == "cancel":
@@ -243,13 +247,17 @@ class Children:
         family, run = attempt.family, attempt.run
         assert family is not None  # it has set this
         wanted = _wanted(family, outcome)
+        groups = family.new_groups if outcome.to is State.COMPLETED or outcome.waits_for is not None else []
+        if not wanted and not groups:
+            return
+        ends_by = "park" if outcome.waits_for is not None else "settle"
+        await self._store.make_ready(connection, ["children_insert", *(["child_group_put"] if groups else []), ends_by])
         for batch in _batches(wanted):
             if not await self._store.children_put(connection, run, self._lease_owner, batch):
                 return
             await self._store.children_insert(connection, run, batch)
-        if outcome.to is State.COMPLETED or outcome.waits_for is not None:
-            for group in family.new_groups:
-                await self._store.child_group_put(connection, run, self._lease_owner, group)
+        for group in groups:
+            await self._store.child_group_put(connection, run, self._lease_owner, group)
 
     def _lost(self, attempt: Attempt, during: str) -> NoReturn:
         self._on_lost(attempt)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from notifyworker.database import Queryable
+from notifyworker.database import Connection, Queryable
 from notifyworker.family import NewChild, NewGroup
 from notifyworker.run import Run
 from notifyworker.store import Row, Store
@@ -30,6 +30,16 @@ class ChildrenStore:
         rows = await on.fetch(self._sql("child_groups_load"), run.run_id, run.lease_token, lease_owner)
         return [row for row in rows if row["number"] is not None] if rows else None
 
+    async def make_ready(self, on: Connection, names: Sequence[str]) -> None:
+        """
+        Have the server parse these now, so that each is sent as a whole later.
+
+        A server that has parsed a statement waits for the rest of it without any time-out: were this process frozen then, with
+        children written down, nobody else could start the same ones.
+        """
+        for name in names:
+            await on.executemany(self._sql(name), [])
+
     async def children_put(self, on: Queryable, run: Run, lease_owner: str, new: Sequence[NewChild]) -> bool:
         """Write down children; False if the run is no longer this worker's."""
         rows = await on.fetch(
@@ -51,7 +61,7 @@ class ChildrenStore:
             await on.fetch(
                 self._sql("child_group_put"), run.run_id, run.lease_token, lease_owner, group.number, group.positions,
                 group.on_failure, group.last_id, group.last_position, last and last.kind, last and last.payload,
-                last and last.headers,
+                last and last.headers, group.timeout_s,
             )
         )  # fmt: skip
 
@@ -86,6 +96,11 @@ class ChildrenStore:
     async def parent_check(self, on: Queryable, parent_id: UUID, created_at: datetime) -> bool:
         """Look at a parent once more; False if it is to be looked at again."""
         return bool((await on.fetch(self._sql("parent_check"), parent_id, created_at))[0]["is_done"])
+
+    async def cancelled_check(self, on: Queryable, parent_id: UUID, limit: int) -> tuple[int, bool]:
+        """Cancel the children of a run that was cancelled; return how many, and whether none is left."""
+        row = (await on.fetch(self._sql("cancelled_check"), parent_id, limit))[0]
+        return row["cancelled"], row["is_done"]
 
     async def parents_forgotten(self, on: Queryable, after: tuple[UUID, int], limit: int) -> list[Row]:
         """Return open groups, and what is wrong with them."""

@@ -5,6 +5,7 @@ Imports nothing of ours, so that every other module may raise from here. Databas
 asyncpg's own are precise enough; what a user can mend has a class here, and a hint that says how.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -162,6 +163,14 @@ class EventTimeout(NotifyWorkerError, TimeoutError):
         super().__init__(f"the event {name!r}{'' if key is None else f' with the key {key!r}'} did not come in time")
         self.name = name
         self.key = key
+
+
+class JoinTimeout(NotifyWorkerError, TimeoutError):
+    """The children were not all settled in time. A further attempt is told the same."""
+
+    def __init__(self, children: Sequence[UUID]) -> None:
+        super().__init__(f"{len(children)} children were not all settled in time")
+        self.children = list(children)
 
 
 class PauseKind(Snooze):

@@ -21,7 +21,7 @@ OnFailure: TypeAlias = Literal["wait", "raise", "cancel"]
 _POLICIES = ("wait", "raise", "cancel")
 _MAX_EVENT_NAME = 100
 _MAX_EVENT_KEY = 90
-_MAX_EVENT_S = 3650 * 86400
+_MAX_WAIT_S = 3650 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Starting:
         return ChildGroup(*started) if isinstance(started, tuple) else _group(started)
 
     def join(
-        self, children: "Sequence[UUID] | None" = None, /, *, on_failure: OnFailure = "wait"
+        self, children: "Sequence[UUID] | None" = None, /, *, on_failure: OnFailure = "wait", timeout: float | None = None
     ) -> "Awaitable[list[ChildOutcome]]":
         """
         Return the outcomes of these children, or of all that were started since the last join, in their order.
@@ -155,18 +155,21 @@ class Starting:
         While some of them are live this run waits without a slot: the handler is cancelled here, and executed again from its
         beginning when they are settled; no attempt is used up. `on_failure`: `wait` for all of them whatever becomes of one;
         `raise` ChildFailed as soon as one is not completed, and let the others go on; or `cancel` them first. Raises
-        StepError if the handler does not start and join as it did before, ValueError for an id that is no child of this run.
+        JoinTimeout when `timeout` seconds are over, by the database's clock, before all are settled: they go on, or are
+        cancelled first with `on_failure="cancel"`. Raises StepError if the handler does not start and join as it did before,
+        ValueError for an id that is no child of this run.
         """
         if on_failure not in _POLICIES:
             message = f"on_failure must be one of {', '.join(_POLICIES)}, not {on_failure!r:.100}"
             raise ValueError(message)
+        _check_timeout(timeout)
         if (shadow := self._in_shadow()) is not None:
             if children is None:
                 joined = list(shadow.values())
                 shadow.clear()
                 return _Given(joined)
             return _Given([shadow.pop(child) for child in children])
-        joining: Awaitable[list[ChildOutcome]] = self._desk_of().join(self, children, on_failure)
+        joining: Awaitable[list[ChildOutcome]] = self._desk_of().join(self, children, on_failure, timeout)
         return joining
 
     def event(self, name: str, /, *, key: str | None = None, timeout: float | None = None) -> "Awaitable[Any]":
@@ -183,13 +186,17 @@ class Starting:
             if not is_text and not (what == "key" and value is None):
                 message = f"the {what} of an event must be text of up to {longest} characters, not {value!r:.200}"
                 raise StepError(message)
-        if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout <= _MAX_EVENT_S):
-            message = f"timeout must be above 0 and at most {_MAX_EVENT_S} s, not {timeout!r}"
-            raise ValueError(message)
+        _check_timeout(timeout)
         if (told := self._event_of_live(name, key)) is not None:
             return told
         awaited: Awaitable[Any] = self._desk_of().event(self, name, key, timeout)
         return awaited
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout <= _MAX_WAIT_S):
+        message = f"timeout must be above 0 and at most {_MAX_WAIT_S} s, not {timeout!r}"
+        raise ValueError(message)
 
 
 class _Given(Awaitable[Any]):
@@ -232,6 +239,7 @@ class NewGroup:
     last_position: int | None = None
     last_id: UUID | None = None
     last: Any = None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +291,10 @@ class Family:
         """Note that it can be joined."""
         self._positions[child] = position
         self._unjoined.append(position)
+
+    def child_at(self, position: int) -> UUID:
+        """Return the child of this place, which has been started."""
+        return next(child for child, place in self._positions.items() if place == position)
 
     def take_joined(self, children: Sequence[UUID] | None) -> list[int]:
         """Return the places of those that are joined now. Raises ValueError."""

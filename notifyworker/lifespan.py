@@ -18,6 +18,8 @@ from notifyworker.observe import log
 from notifyworker.processes import is_child
 from notifyworker.retry import Retry
 from notifyworker.settings import Settings
+from notifyworker.shifts import Shifts
+from notifyworker.versions import served_by
 from notifyworker.worker import Conductor
 
 _CLOSE_S = 0.5  # after a second signal
@@ -79,6 +81,7 @@ class Worker:
         self.settings = Settings.load(keywords=self._keywords)
         self._handlers = Handlers()
         self._conductor: Conductor | None = None
+        self._shifts: Shifts | None = None
         self._sidecar: Sidecar | None = None
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
@@ -179,7 +182,7 @@ class Worker:
                 return Ending("forced", self._signal) if self._force.is_set() else Ending("drained")
             assert self._conductor is not None
             async with systemd.told(self._stop):
-                error = await self._ended(self._conductor)
+                error = await self._ended(self._shifts.failed if self._shifts is not None else self._conductor.failed)
                 in_time = await self._drained()
             if error is not None:
                 raise error
@@ -192,13 +195,13 @@ class Worker:
             watch.cancel()
             self._stop = asyncio.Event()  # a later run is not ended by what ended this one
 
-    async def _ended(self, conductor: Conductor) -> BaseException | None:
+    async def _ended(self, failed: "asyncio.Future[None]") -> BaseException | None:
         """Wait until somebody wants an end, or something of ours has failed; return what."""
         stopped = asyncio.ensure_future(self._stop.wait())
-        waiters: set[asyncio.Future[Any]] = {stopped, conductor.failed}
+        waiters: set[asyncio.Future[Any]] = {stopped, failed}
         await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        return conductor.failed.exception() if conductor.failed.done() else None
+        return failed.exception() if failed.done() else None
 
     async def _unless_stopped(self, start: Coroutine[Any, Any, None]) -> bool:
         """Start; a signal or `stop()` ends that at once, whatever it waits for. Return whether it has started."""
@@ -217,11 +220,17 @@ class Worker:
 
     async def _drained(self) -> bool:
         """Drain and close. A second signal waits for neither."""
-        assert self._conductor is not None
         try:
-            return await self._conductor.drain(self.settings.drain_timeout_s, self._force)
+            return await self._at_rest()
         finally:
             await self._unless_forced(asyncio.ensure_future(self._close()))
+
+    async def _at_rest(self) -> bool:
+        """Let what runs finish; where the worker sleeps nothing does. Return whether all had finished by themselves."""
+        if self._shifts is not None and not await self._shifts.end():
+            return True
+        assert self._conductor is not None
+        return await self._conductor.drain(self.settings.drain_timeout_s, self._force)
 
     async def _unless_forced(self, ending: "asyncio.Future[None]") -> None:
         forced: asyncio.Future[Any] = asyncio.ensure_future(self._force.wait())
@@ -261,20 +270,32 @@ class Worker:
             message = "this worker has no handler"
             raise SettingsError(message, hint='@worker.handler("email.send")')
         wants_sidecar = standalone if self.settings.sidecar is None else self.settings.sidecar
-        self._conductor = conductor = Conductor(self.settings, self._handlers.of(self.settings.kinds), standalone=standalone)
+        handlers = self._handlers.of(self.settings.kinds)
+        self._conductor = conductor = Conductor(self.settings, handlers, standalone=standalone)
+        if self.settings.idle_sleep_s is not None:
+            self._shifts = Shifts(
+                conductor,
+                served_by(handlers, self.settings.project_ids),
+                lambda metrics: Conductor(self.settings, handlers, standalone=standalone, metrics=metrics),
+                self._on_shift,
+            )
         try:
             if wants_sidecar:
-                self._sidecar = Sidecar(conductor)
+                self._sidecar = Sidecar(self._shifts or conductor)
                 await self._sidecar.start()
             await conductor.start()
+            if self._shifts is not None:
+                self._shifts.begin()
         except BaseException:
             await self._close()
             raise
 
+    def _on_shift(self, conductor: Conductor) -> None:
+        self._conductor = conductor
+
     async def _drain(self) -> bool:
-        assert self._conductor is not None
         try:
-            return await self._conductor.drain(self.settings.drain_timeout_s, self._force)
+            return await self._at_rest()
         finally:
             await self._close()
 
@@ -282,8 +303,11 @@ class Worker:
         if self._sidecar is not None:
             await self._sidecar.stop()
             self._sidecar = None
+        is_there = self._shifts is None or await self._shifts.end()
+        self._shifts = None
         if self._conductor is not None:
-            await self._conductor.close()
+            if is_there:
+                await self._conductor.close()
             if not self._conductor.lingering:
                 self._conductor = None
 

@@ -26,7 +26,7 @@ class LingeringPlaces:
         self._lease_owner = lease_owner
         # Limited runs whose handler has ended and whose outcome is still to be written.
         self._ending: set[tuple[UUID, int]] = set()
-        self._to_tell: set[UUID] = set()
+        self._to_tell: set[tuple[UUID, int]] = set()
         self._changed = asyncio.Event()
 
     def handler_ended(self, run: Run, *, is_held: bool) -> None:
@@ -36,7 +36,7 @@ class LingeringPlaces:
         if is_held:
             self._ending.add((run.run_id, run.lease_token))
         else:
-            self._tell(run.run_id)
+            self._tell(run.run_id, run.lease_token)
 
     def settled(self, outcomes: Sequence[Outcome]) -> None:
         """They were written, which freed their places."""
@@ -47,7 +47,7 @@ class LingeringPlaces:
         """Its outcome was refused: it was cancelled, or is another's."""
         if (run_id, lease_token) in self._ending:
             self._ending.discard((run_id, lease_token))
-            self._tell(run_id)
+            self._tell(run_id, lease_token)
 
     async def run(self) -> None:
         """Tell until cancelled."""
@@ -56,16 +56,16 @@ class LingeringPlaces:
             await self._changed.wait()
             self._changed.clear()
             while self._to_tell:
-                run_id = next(iter(self._to_tell))
+                run_id, lease_token = next(iter(self._to_tell))
                 try:
-                    await self._store.end_lingering(self._link, run_id, self._lease_owner)
+                    await self._store.end_lingering(self._link, run_id, self._lease_owner, lease_token)
                 except DatabaseError as error:
                     log.warning("places_not_freed", run_id=str(run_id), error=brief(error))
                     await asyncio.sleep(backoff.next_s())
                     continue
                 backoff.reset()
-                self._to_tell.discard(run_id)
+                self._to_tell.discard((run_id, lease_token))
 
-    def _tell(self, run_id: UUID) -> None:
-        self._to_tell.add(run_id)
+    def _tell(self, run_id: UUID, lease_token: int) -> None:
+        self._to_tell.add((run_id, lease_token))
         self._changed.set()

@@ -58,7 +58,13 @@ class ThreadDesk:
         started = asyncio.run_coroutine_threadsafe(start(), self._loop)
         return started.result(_WRITE_S) if is_plain() else asyncio.wrap_future(started)
 
-    def join(self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure) -> Awaitable[list[ChildOutcome]]:  # noqa: ARG002 - whichever
+    def join(
+        self,
+        run: Run,
+        children: Sequence[UUID] | None,  # noqa: ARG002 - whichever
+        on_failure: OnFailure,  # noqa: ARG002 - whichever
+        timeout_s: float | None,  # noqa: ARG002 - whichever
+    ) -> Awaitable[list[ChildOutcome]]:
         """Refuse: a thread can't be ended."""
         refuse_parking(run)
 

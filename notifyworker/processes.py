@@ -9,13 +9,14 @@ thread of the worker's talks with it for as long as it executes a run: heartbeat
 import asyncio
 import atexit
 import contextlib
+import contextvars
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor, Future
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
@@ -105,7 +106,7 @@ class Processes:
             def converse() -> Any:
                 return process.execute(run, handler, begun, self._loop)
 
-            talk = asyncio.wrap_future(self._threads.submit(converse))
+            talk = asyncio.wrap_future(self._threads.submit(contextvars.copy_context().run, converse))
             talk.add_done_callback(_heard)
             try:
                 await asyncio.wait({talk})
@@ -172,7 +173,7 @@ class _Process:
         self._sending = threading.Lock()
         self._is_talking = self._is_killed = self._is_cancelled = self._has_begun = False
         self._death: int = -1
-        self._writing: Future[None] | None = None
+        self._asking: Future[Any] | None = None
         self.pid: int | None = None
         self.is_usable = False
 
@@ -208,6 +209,8 @@ class _Process:
                             self._send(Message("cancelled"))
                     case "progress":
                         self._send(self._written(run, message.value, loop))
+                    case "start":
+                        self._send(self._started_by(run, message, loop))
                     case "log":
                         _log(run, message)
                     case _:
@@ -265,16 +268,31 @@ class _Process:
         async def write() -> None:
             await run.desk.write_progress(run, progress)
 
-        self._writing = asyncio.run_coroutine_threadsafe(write(), loop)
         try:
-            self._writing.result(_WRITE_S)
+            return Message("done", self._done(write(), loop))
         except LeaseLost:
             return Message("lost")
         except Exception as error:  # noqa: BLE001 - to be raised where the handler is
             return Message("failed", f"{type(error).__name__}: {error}")
+
+    def _started_by(self, run: Run, message: Message, loop: asyncio.AbstractEventLoop) -> Message:
+        async def start() -> Any:
+            started = run.desk.start_children(run, message.value, message.more)
+            return started if isinstance(started, tuple) else await started
+
+        try:
+            return Message("done", self._done(start(), loop))
+        except Exception as error:  # noqa: BLE001 - as above
+            return Message("refused", child.pickled(error))
+
+    def _done(self, work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Any:
+        """What the event loop does for the handler; not for ever, and not once the process is killed."""
+        self._asking = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return self._asking.result(_WRITE_S)
         finally:
-            self._writing = None
-        return Message("done")
+            self._asking.cancel()  # it does nothing any more of which the handler does not hear
+            self._asking = None
 
     def _memory_bytes(self) -> int:
         """What it has for itself: without libraries and files that others may have in memory as well."""
@@ -299,8 +317,8 @@ class _Process:
 
     def kill(self) -> None:
         """End it now, with all that it has started."""
-        if (writing := self._writing) is not None:
-            writing.cancel()  # or the thread would wait for an event loop that may be waiting for it
+        if (asking := self._asking) is not None:
+            asking.cancel()  # or the thread would wait for an event loop that may be waiting for it
         with self._ending:
             self._is_killed = True
             if self._started is None or self._started.pid is None or self._started.exitcode is not None:

@@ -111,8 +111,10 @@ class Desk(Protocol):
     ) -> "Awaitable[tuple[list[UUID], UUID | None]] | tuple[list[UUID], UUID | None]":
         """Note what is to be started, and what when all of that is settled; return the ids. Raises LeaseLost."""
 
-    def join(self, run: "Run", children: "Sequence[UUID] | None", on_failure: OnFailure) -> "Awaitable[list[ChildOutcome]]":
-        """Return the outcomes of children, or park the run. Raises LeaseLost."""
+    def join(
+        self, run: "Run", children: "Sequence[UUID] | None", on_failure: OnFailure, timeout_s: float | None
+    ) -> "Awaitable[list[ChildOutcome]]":
+        """Return the outcomes of children, or park the run. Raises LeaseLost, JoinTimeout."""
 
     def event(self, run: "Run", name: str, key: str | None, timeout_s: float | None) -> Awaitable[Any]:
         """Return the payload of an event, or park the run. Raises LeaseLost."""

@@ -79,6 +79,8 @@ class Settings(BaseSettings):
     on_lapse: Literal["exit", "log"] | None = None
     transaction_connections: int = Field(10, ge=1, le=10_000)
     synchronous_commit: Literal["on", "off", "local", "remote_write", "remote_apply"] = "on"
+    idle_sleep_s: _Seconds | None = None
+    idle_after_s: _Seconds = 60.0
     drain_timeout_s: float = Field(30.0, ge=0, le=86400, allow_inf_nan=False)
 
     max_payload_bytes: int = Field(1_048_576, ge=2, le=268_435_456)

@@ -291,9 +291,9 @@ class Store:
         again: UUID = (await on.fetch(self._sql["run_replay"], run_id, payload))[0]["run_id"]
         return again
 
-    async def end_lingering(self, on: Queryable, run_id: UUID, lease_owner: str) -> None:
+    async def end_lingering(self, on: Queryable, run_id: UUID, lease_owner: str, lease_token: int) -> None:
         """Free the places of a run that was cancelled, now that its handler has ended."""
-        await on.fetch(self._sql["end_lingering"], run_id, lease_owner)
+        await on.fetch(self._sql["end_lingering"], run_id, lease_owner, lease_token)
 
     async def mend_limits(self, on: Queryable) -> int:
         """Free places that nobody holds any more, and end waits for free keys; return how many."""

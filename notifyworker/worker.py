@@ -65,9 +65,9 @@ _VERSION = version("notifyworker")  # of the code that runs, whatever is install
 class Conductor:
     """One start of one worker."""
 
-    def __init__(self, settings: Settings, handlers: Roster, *, standalone: bool) -> None:
+    def __init__(self, settings: Settings, handlers: Roster, *, standalone: bool, metrics: Metrics | None = None) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
         self.store = Store(settings.schema_name)
         self.dsn = settings.require_dsn()
         self.lease_owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -77,6 +77,7 @@ class Conductor:
         self._handlers = handlers
         self._max_result_bytes = settings.max_result_bytes
         self._stopping = False
+        self._busy_at = asyncio.get_running_loop().time()
         self._queue_usage = 0.0
         self._inserts_wake = True
         self._sink: Callable[[dict[str, object]], None] | None = None
@@ -425,6 +426,7 @@ class Conductor:
         self.settler.put(outcome)
 
     def _settled(self, outcomes: Sequence[Outcome]) -> None:
+        self._busy_at = asyncio.get_running_loop().time()
         for outcome in outcomes:
             self.keeper.drop(outcome.run_id, outcome.lease_token)
         self.places.settled(outcomes)
@@ -535,9 +537,11 @@ class Conductor:
         """Note what is to be started, and what when all of that is settled; return the ids. Raises LeaseLost."""
         return await self.children.start(self._attempt_of(run, "start"), starts, last)
 
-    async def join(self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure) -> list[ChildOutcome]:
-        """Return the outcomes of children, or park the run. Raises LeaseLost."""
-        return await self.children.join(self._attempt_of(run, "join"), children, on_failure)
+    async def join(
+        self, run: Run, children: Sequence[UUID] | None, on_failure: OnFailure, timeout_s: float | None
+    ) -> list[ChildOutcome]:
+        """Return the outcomes of children, or park the run. Raises LeaseLost, JoinTimeout."""
+        return await self.children.join(self._attempt_of(run, "join"), children, on_failure, timeout_s)
 
     async def event(self, run: Run, name: str, key: str | None, timeout_s: float | None) -> Any:
         """Return the payload of an event, or park the run. Raises LeaseLost, EventTimeout."""
@@ -596,7 +600,8 @@ class Conductor:
         try:
             await self.store.reaper_elected(self._side_link, self.lease_owner, mode)
         except DatabaseError as error:
-            log.warning("mode_not_noted", error=brief(error))
+            if not self._stopping:
+                log.warning("mode_not_noted", error=brief(error))
 
     def _beaten(self, size: int, position: int, drain_asked: bool) -> None:  # noqa: FBT001 - called back with them alone
         """What a heartbeat was answered."""
@@ -628,6 +633,15 @@ class Conductor:
     def is_ready(self) -> bool:
         """Whether it claims: not while starting, stopping, or without a database."""
         return self.claims.is_claiming
+
+    def is_busy(self) -> bool:
+        """Whether it executes anything, or has an outcome to write."""
+        return self.slots.used > 0 or self.settler.backlog > 0
+
+    def idle_s(self) -> float:
+        """For how many seconds it has had nothing to do; 0 while somebody has asked it to drain, which a sleep would end."""
+        is_idle = not self.is_busy() and not self.claims.is_held
+        return asyncio.get_running_loop().time() - self._busy_at if is_idle else 0.0
 
     def unanswered_s(self) -> float:
         """For how many seconds the database has answered no heartbeat."""

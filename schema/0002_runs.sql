@@ -122,16 +122,16 @@ CREATE TABLE {schema}.settings (
     name       text        NOT NULL PRIMARY KEY,
     value      jsonb       NOT NULL,
     changed_at timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT value_is_in_range CHECK (
+    CONSTRAINT value_is_in_range CHECK (  -- BETWEEN last: so it reads the same after a dump and a restore
         CASE name
             WHEN 'reaper_interval_s' THEN (value #>> '{}')::numeric BETWEEN 0.1 AND 86400
-            WHEN 'max_payload_bytes' THEN (value #>> '{}')::numeric BETWEEN 2 AND 268435456
-                AND (value #>> '{}')::numeric % 1 = 0
-            WHEN 'max_result_bytes' THEN (value #>> '{}')::numeric BETWEEN 2 AND 268435456
-                AND (value #>> '{}')::numeric % 1 = 0
+            WHEN 'max_payload_bytes' THEN (value #>> '{}')::numeric % 1 = 0
+                AND (value #>> '{}')::numeric BETWEEN 2 AND 268435456
+            WHEN 'max_result_bytes' THEN (value #>> '{}')::numeric % 1 = 0
+                AND (value #>> '{}')::numeric BETWEEN 2 AND 268435456
             WHEN 'idempotency_window_s' THEN (value #>> '{}')::numeric BETWEEN 0 AND 31622400
-            WHEN 'history_retention_days' THEN (value #>> '{}')::numeric BETWEEN 1 AND 36500
-                AND (value #>> '{}')::numeric % 1 = 0
+            WHEN 'history_retention_days' THEN (value #>> '{}')::numeric % 1 = 0
+                AND (value #>> '{}')::numeric BETWEEN 1 AND 36500
             ELSE false
         END)
 );

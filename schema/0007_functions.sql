@@ -111,8 +111,9 @@ BEGIN
     END IF;
     IF was.is_limited THEN  -- its key and its places stay taken until its handler has ended
         -- Of those that it was given when it was running already (0012, adopt) its worker knows nothing.
-        DELETE FROM {schema}.places AS p WHERE p.run_id = cancel.run_id AND p.place >= 1000000;
-        UPDATE {schema}.places AS p SET lingers = true WHERE p.run_id = cancel.run_id;
+        DELETE FROM {schema}.places AS p WHERE p.run_id = cancel.run_id AND p.place >= 1000000 AND NOT p.lingers;
+        UPDATE {schema}.places AS p SET lingers = true, lease_token = was.lease_token
+         WHERE p.run_id = cancel.run_id AND NOT p.lingers;
     ELSIF was.concurrency_key IS NOT NULL AND was.state = 'pending' AND was.waits_for IS NULL THEN
         PERFORM {schema}.end_wait(was.project_id, was.concurrency_key, 1);  -- it may have been its turn
     END IF;

@@ -37,6 +37,9 @@ CREATE TABLE {schema}.places (
     lease_owner text COLLATE "C" NOT NULL,
     -- Its run was cancelled while it was executed: the place stays taken until the worker tells that the handler has ended.
     lingers     boolean NOT NULL DEFAULT false,
+    -- Under which lease that handler runs: a run that is retried may be cancelled again meanwhile.
+    lease_token bigint,
+    CONSTRAINT lease_token_is_set_while_it_lingers CHECK (lingers = (lease_token IS NOT NULL)),
     CONSTRAINT places_pkey PRIMARY KEY (limit_id, project_id, key, place)
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
         vacuum_truncate = false);
@@ -508,11 +511,12 @@ BEGIN
 END $$;
 
 -- A cancelled run's handler has ended: its places are free.
-CREATE FUNCTION {schema}.end_lingering(run_id uuid, lease_owner text) RETURNS void
+CREATE FUNCTION {schema}.end_lingering(run_id uuid, lease_owner text, lease_token bigint) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 BEGIN ATOMIC
     DELETE FROM {schema}.places AS p
-     WHERE p.run_id = end_lingering.run_id AND p.lease_owner = end_lingering.lease_owner AND p.lingers;
+     WHERE p.run_id = end_lingering.run_id AND p.lease_owner = end_lingering.lease_owner
+       AND p.lingers AND p.lease_token = end_lingering.lease_token;
 END;
 
 -- Make a limit, or change it to exactly this. Null means every kind, every project. Runs that are executed go on, and count.

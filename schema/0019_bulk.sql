@@ -38,6 +38,7 @@ DECLARE
     mine        uuid[];
     was_running uuid[];
     was_limited uuid[];
+    under       bigint[];
     projects    text[];  -- of those that had a key and were not waiting for it
     keys        text[];
 BEGIN
@@ -59,12 +60,14 @@ BEGIN
           FROM gone
     )
     SELECT count(*), array_agg(run_id) FILTER (WHERE state = 'running'), array_agg(run_id) FILTER (WHERE is_limited),
+           array_agg(lease_token) FILTER (WHERE is_limited),
            array_agg(project_id) FILTER (WHERE concurrency_key IS NOT NULL AND state = 'pending' AND waits_for IS NULL),
            array_agg(concurrency_key) FILTER (WHERE concurrency_key IS NOT NULL AND state = 'pending' AND waits_for IS NULL)
-      INTO done, was_running, was_limited, projects, keys FROM gone;
+      INTO done, was_running, was_limited, under, projects, keys FROM gone;
     IF was_limited IS NOT NULL THEN  -- their keys and places stay taken until their handlers have ended
-        DELETE FROM {schema}.places AS p WHERE p.run_id = ANY (was_limited) AND p.place >= 1000000;
-        UPDATE {schema}.places AS p SET lingers = true WHERE p.run_id = ANY (was_limited);
+        DELETE FROM {schema}.places AS p WHERE p.run_id = ANY (was_limited) AND p.place >= 1000000 AND NOT p.lingers;
+        UPDATE {schema}.places AS p SET lingers = true, lease_token = l.lease_token
+          FROM unnest(was_limited, under) AS l (run_id, lease_token) WHERE p.run_id = l.run_id AND NOT p.lingers;
     END IF;
     IF keys IS NOT NULL THEN  -- it may have been their turn
         PERFORM {schema}.end_wait(k.project_id, k.key, count(*)::integer)

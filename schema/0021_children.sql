@@ -34,10 +34,14 @@ CREATE TABLE {schema}.child_groups (
     parent_created_at timestamptz NOT NULL,
     made_at           timestamptz NOT NULL DEFAULT now(),
     closed_at         timestamptz,           -- the parent has seen their outcomes, or the last run is inserted
+    ends_at           timestamptz,           -- the parent waits no longer than that; null: for ever
+    run_at            timestamptz,           -- and goes back to this place if it need not wait so long
+    lease_token       bigint,                -- the lease that it gave up last, to wait until then
     last_id           uuid,                  -- null: the parent itself waits
     number            integer     NOT NULL,  -- 1 is the first that the parent's handler asked for
     last_position     integer,
     failed_position   integer,               -- the child for whose failure the parent did not wait for the others
+    is_late           boolean     NOT NULL DEFAULT false,  -- its time was over before they were settled
     project_id        text COLLATE "C" NOT NULL,
     on_failure        text COLLATE "C" NOT NULL DEFAULT 'wait',
     last_kind         text COLLATE "C",
@@ -110,15 +114,17 @@ BEGIN
     LOOP
         comes := {schema}.who_comes_after(tell_parent.parent_id, tell_parent.parent_created_at, g.positions);
         IF comes = 'nobody' OR {schema}.failed_of(g) IS NOT NULL THEN
-            PERFORM {schema}.end_group(g);
-        ELSIF comes = 'unsure' THEN
-            PERFORM {schema}.have_checked(tell_parent.parent_id, tell_parent.parent_created_at);
+            CONTINUE WHEN {schema}.end_group(g);
+        ELSIF comes <> 'unsure' THEN
+            CONTINUE;
         END IF;
+        PERFORM {schema}.have_checked(tell_parent.parent_id, tell_parent.parent_created_at);
     END LOOP;
 END $$;
 
--- What was waited for is there. Waits for nobody: who is locked out leaves a note.
-CREATE FUNCTION {schema}.end_group(g {schema}.child_groups) RETURNS void
+-- What was waited for is there. Waits for nobody: false if somebody has the parent or the group locked, so that it must be
+-- looked at again.
+CREATE FUNCTION {schema}.end_group(g {schema}.child_groups) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -128,14 +134,15 @@ BEGIN
         SELECT * INTO parent FROM {schema}.runs AS r
          WHERE r.run_id = g.parent_id AND r.created_at = g.parent_created_at FOR NO KEY UPDATE SKIP LOCKED;
         IF NOT FOUND THEN
-            IF EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = g.parent_id AND r.created_at = g.parent_created_at) THEN
-                PERFORM {schema}.have_checked(g.parent_id, g.parent_created_at);
-            END IF;
+            RETURN NOT EXISTS (SELECT FROM {schema}.runs AS r WHERE r.run_id = g.parent_id AND r.created_at = g.parent_created_at);
         ELSIF parent.waits_for = 'children' THEN
             UPDATE {schema}.runs AS r SET waits_for = NULL WHERE r.run_id = g.parent_id;
             PERFORM {schema}.announce(parent.run_at);
+        ELSIF parent.state = 'pending' AND parent.lease_token = g.lease_token AND parent.run_at > clock_timestamp() THEN
+            UPDATE {schema}.runs AS r SET run_at = g.run_at WHERE r.run_id = g.parent_id;
+            PERFORM {schema}.announce(g.run_at);
         END IF;
-        RETURN;
+        RETURN true;
     END IF;
     UPDATE {schema}.child_groups AS h SET closed_at = now()
      WHERE h.ctid = (
@@ -147,11 +154,11 @@ BEGIN
         VALUES (g.last_id, g.parent_id, g.parent_created_at, g.last_position, false, g.project_id, g.last_kind);
         INSERT INTO {schema}.runs (run_id, kind, payload, project_id, headers, parent_id)
         VALUES (g.last_id, g.last_kind, g.last_payload, g.project_id, g.last_headers, g.parent_id);
-    ELSIF EXISTS (SELECT FROM {schema}.child_groups AS i
-                   WHERE i.parent_id = g.parent_id AND i.parent_created_at = g.parent_created_at AND i.number = g.number
-                     AND i.closed_at IS NULL) THEN
-        PERFORM {schema}.have_checked(g.parent_id, g.parent_created_at);
+        RETURN true;
     END IF;
+    RETURN NOT EXISTS (SELECT FROM {schema}.child_groups AS i
+                        WHERE i.parent_id = g.parent_id AND i.parent_created_at = g.parent_created_at AND i.number = g.number
+                          AND i.closed_at IS NULL);
 END $$;
 
 -- Whoever takes children from the live runs, by whatever statement, has settled them, or deleted them without a trace. A
@@ -237,9 +244,13 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
+    SELECT * INTO g FROM {schema}.child_groups AS h
+     WHERE h.parent_id = park.run_id AND h.parent_created_at = was.created_at AND h.number = park.number;
+    -- With an end it is a run that is due then, whoever is there; without one it is due at no time.
     UPDATE {schema}.runs AS r
        SET state = 'pending', lease_owner = NULL, lease_expires_at = NULL, started_at = NULL, is_limited = false,
-           attempt = r.attempt - 1, progress = coalesce(park.progress, r.progress), waits_for = 'children',
+           attempt = r.attempt - 1, progress = coalesce(park.progress, r.progress),
+           waits_for = CASE WHEN g.ends_at IS NULL THEN 'children' END, run_at = coalesce(g.ends_at, r.run_at),
            is_shadow = r.is_shadow AND r.shadow_by IS DISTINCT FROM 'worker', shadow_by = nullif(r.shadow_by, 'worker')
      WHERE r.run_id = park.run_id;
     IF was.is_limited THEN
@@ -247,11 +258,16 @@ BEGIN
     END IF;
     -- From here on a child that is settled finds this row touched, or waiting. So there are two cases: one comes later, and
     -- will look; or not, and then it goes on at once.
-    SELECT * INTO g FROM {schema}.child_groups AS h
-     WHERE h.parent_id = park.run_id AND h.parent_created_at = was.created_at AND h.number = park.number;
+    IF g.ends_at IS NOT NULL THEN
+        UPDATE {schema}.child_groups AS h SET lease_token = was.lease_token, run_at = coalesce(h.run_at, was.run_at)
+         WHERE h.parent_id = park.run_id AND h.parent_created_at = was.created_at AND h.number = park.number;
+        IF g.ends_at < clock_timestamp() + interval '1 hour' THEN  -- who sleeps longer must know of it
+            PERFORM {schema}.announce(g.ends_at);
+        END IF;
+    END IF;
     comes := {schema}.who_comes_after(park.run_id, was.created_at, g.positions);
     IF comes = 'nobody' OR {schema}.failed_of(g) IS NOT NULL THEN
-        UPDATE {schema}.runs AS r SET waits_for = NULL WHERE r.run_id = park.run_id;
+        UPDATE {schema}.runs AS r SET waits_for = NULL, run_at = was.run_at WHERE r.run_id = park.run_id;
         PERFORM {schema}.announce(was.run_at);
     ELSIF comes = 'unsure' THEN
         PERFORM {schema}.have_checked(park.run_id, was.created_at);
@@ -272,7 +288,8 @@ BEGIN
 END $$;
 
 -- The parent asks for the outcomes of a group. `became`: closed (they are final), open (some are live), cancel (one has
--- failed, and the others are to be cancelled first), new (there is no such group yet). No row: it is another's by now.
+-- failed or the time is over, and the others are to be cancelled first), late (the time was over before all were settled),
+-- new (there is no such group yet). No row: it is another's by now.
 CREATE FUNCTION {schema}.close_group(run_id uuid, lease_token bigint, lease_owner text, number integer)
 RETURNS TABLE (became text, failed_position integer)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
@@ -300,20 +317,28 @@ BEGIN
                             WHERE c.parent_id = g.parent_id AND c.parent_created_at = g.parent_created_at
                               AND c.state IS NULL AND c.position <@ g.positions);
         g.failed_position := {schema}.failed_of(g);
-        IF is_live AND (g.failed_position IS NULL OR g.on_failure = 'cancel') THEN
-            RETURN QUERY SELECT CASE WHEN g.failed_position IS NULL THEN 'open' ELSE 'cancel' END, g.failed_position;
+        g.is_late := g.is_late OR (is_live AND g.failed_position IS NULL AND coalesce(g.ends_at <= clock_timestamp(), false));
+        IF is_live AND g.failed_position IS NULL AND NOT g.is_late THEN
+            RETURN QUERY SELECT 'open', NULL::integer;
             RETURN;
         END IF;
-        UPDATE {schema}.child_groups AS h SET closed_at = now(), failed_position = g.failed_position
+        UPDATE {schema}.child_groups AS h
+           SET is_late = g.is_late, closed_at = CASE WHEN NOT is_live OR g.on_failure <> 'cancel' THEN now() END,
+               failed_position = CASE WHEN NOT g.is_late THEN g.failed_position END
          WHERE h.parent_id = g.parent_id AND h.parent_created_at = g.parent_created_at AND h.number = g.number;
+        IF is_live AND g.on_failure = 'cancel' THEN
+            RETURN QUERY SELECT 'cancel', g.failed_position;
+            RETURN;
+        END IF;
     END IF;
-    RETURN QUERY SELECT 'closed', g.failed_position;
+    RETURN QUERY SELECT CASE WHEN g.is_late THEN 'late' ELSE 'closed' END, g.failed_position;
 END $$;
 
 -- Cancel the live children of runs that are cancelled, and theirs, up to so many; those that are left are noted for the
 -- leader. With `positions`, exactly these, detached ones too. Tells how many it cancelled.
-CREATE FUNCTION {schema}.cancel_children(parents uuid[], max_runs integer DEFAULT 1000, positions int4multirange DEFAULT NULL)
-RETURNS integer LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+CREATE FUNCTION {schema}.cancel_children(
+    parents uuid[], max_runs integer DEFAULT 1000, positions int4multirange DEFAULT NULL, leaves_note boolean DEFAULT true
+) RETURNS integer LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     child uuid;
@@ -324,8 +349,8 @@ BEGIN
          WHERE c.parent_id = p.run_id AND c.state IS NULL AND r.run_id = c.child_id
            AND CASE WHEN cancel_children.positions IS NULL THEN NOT c.is_detached
                     ELSE c.position <@ cancel_children.positions END
-         LIMIT cancel_children.max_runs
     LOOP
+        EXIT WHEN done = cancel_children.max_runs;
         -- One by one: were all of them locked at once, each would be taken for one that somebody is settling.
         PERFORM FROM {schema}.runs AS r WHERE r.run_id = child FOR UPDATE SKIP LOCKED;
         IF FOUND THEN
@@ -333,13 +358,25 @@ BEGIN
             done := done + 1;
         END IF;
     END LOOP;
-    IF cancel_children.positions IS NULL THEN
+    IF cancel_children.positions IS NULL AND leaves_note THEN
         PERFORM {schema}.have_checked(p.run_id, NULL)
            FROM unnest(parents) AS p (run_id)
           WHERE EXISTS (SELECT FROM {schema}.children AS c JOIN {schema}.runs AS r ON r.run_id = c.child_id
                          WHERE c.parent_id = p.run_id AND c.state IS NULL AND NOT c.is_detached);
     END IF;
     RETURN done;
+END $$;
+
+-- The same for a parent that was noted. Who looks leaves no further note, which he would find at once, for as long as a child
+-- is locked: `is_done` says whether to look again.
+CREATE FUNCTION {schema}.check_cancelled(parent_id uuid, max_runs integer) RETURNS TABLE (cancelled integer, is_done boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+#variable_conflict use_column
+BEGIN
+    cancelled := {schema}.cancel_children(ARRAY[check_cancelled.parent_id], check_cancelled.max_runs, leaves_note => false);
+    is_done := NOT EXISTS (SELECT FROM {schema}.children AS c JOIN {schema}.runs AS r ON r.run_id = c.child_id
+                            WHERE c.parent_id = check_cancelled.parent_id AND c.state IS NULL AND NOT c.is_detached);
+    RETURN NEXT;
 END $$;
 
 -- For a child that is retried: it is live again for its parent, which is returned; unless that one has seen its outcome, and
@@ -359,7 +396,7 @@ BEGIN
         AND child.position <@ g.positions FOR SHARE;
     IF EXISTS (SELECT FROM {schema}.child_groups AS g
                 WHERE g.parent_id = child.parent_id AND g.parent_created_at = child.parent_created_at
-                  AND child.position <@ g.positions AND g.closed_at IS NOT NULL) THEN
+                  AND child.position <@ g.positions AND g.closed_at IS NOT NULL AND NOT g.is_late) THEN
         RETURN NULL;
     END IF;
     UPDATE {schema}.children AS c SET state = NULL, settled_at = NULL, error_code = NULL, error = NULL, result = NULL
@@ -409,7 +446,7 @@ BEGIN
                    WHERE c.parent_id = g.parent_id AND c.parent_created_at = g.parent_created_at
                      AND c.state IS NULL AND c.position <@ g.positions ORDER BY c.position DESC LIMIT 1);
         IF child IS NULL OR {schema}.failed_of(g) IS NOT NULL THEN
-            PERFORM {schema}.end_group(g);
+            is_done := {schema}.end_group(g) AND is_done;
         ELSE
             PERFORM FROM {schema}.runs AS r WHERE r.run_id = child FOR KEY SHARE SKIP LOCKED;
             is_done := is_done AND FOUND;  -- whoever settles it will look

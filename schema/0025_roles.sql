@@ -54,7 +54,7 @@ BEGIN
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.children, {schema}.child_groups, {schema}.child_checks'),
             ('worker', 'SELECT, INSERT, UPDATE, DELETE ON {schema}.events, {schema}.event_waits'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.park, {schema}.close_group, {schema}.failed_of, {schema}.who_comes_after'),
-            ('worker', 'EXECUTE ON FUNCTION {schema}.have_checked, {schema}.check_parent, {schema}.end_children, {schema}.cancel_children'),
+            ('worker', 'EXECUTE ON FUNCTION {schema}.have_checked, {schema}.check_parent, {schema}.check_cancelled, {schema}.end_children, {schema}.cancel_children'),
             ('worker', 'EXECUTE ON FUNCTION {schema}.take_event, {schema}.lock_address, {schema}.emit, {schema}.mend_events'),
             ('producer', 'EXECUTE ON FUNCTION {schema}.emit'),
             ('operator', 'EXECUTE ON FUNCTION {schema}.emit'),

@@ -130,6 +130,14 @@ async def connection(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     await conn.close()
 
 
+@pytest.fixture
+async def handlers_own(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """For what a handler does beside its test, whose own connection may be at work: an insert is heard of before it returns."""
+    conn = await asyncpg.connect(dsn)
+    yield conn
+    await conn.close()
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the machine's environment says must not reach a test."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from notifyworker import Cancel, Fail, PauseKind, Run, Snooze
+from notifyworker import Cancel, Fail, InvalidRun, PauseKind, Run, Snooze
 
 
 @dataclass
@@ -27,6 +27,20 @@ class Busy(Exception):
 
 def compute(run: Run, payload: Sum) -> dict[str, Any]:
     return {"sum": sum(range(payload.up_to)), "pid": os.getpid(), "attempt": run.attempt, "headers": run.headers}
+
+
+def parent(run: Run, payload: dict[str, Any]) -> list[str]:
+    children = [str(run.start("child", Sum(n), priority=n)) for n in range(2)]
+    group = run.start_group([("child", None)], then=("last", {"of": 1}))
+    if run.attempt <= payload["fails"]:
+        message = "again"
+        raise ValueError(message)
+    for wrong, refusal in (({"kind": ""}, InvalidRun), ({"payload": object()}, InvalidRun), ({"color": "red"}, InvalidRun)):
+        try:
+            run.start(wrong.pop("kind", "child"), wrong.pop("payload", None), **wrong)
+        except refusal as error:
+            children.append(error.field)
+    return [*children, str(group.then)]
 
 
 def show(run: Run) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit, urlunsplit
@@ -277,16 +278,20 @@ async def test_an_outage_that_is_over_ends_no_worker_that_has_new_work(dsn, spaw
 async def test_a_worker_can_live_in_one_loop_after_another(dsn):
     worker = Worker(dsn, poll_interval_s=60, drain_timeout_s=10)
 
+    has_begun = threading.Event()
+
     @worker.handler("a")
     async def handle(run: Run) -> str:
+        has_begun.set()
         await asyncio.sleep(0.3)
         return "done"
 
     async def lifetime() -> str:
+        has_begun.clear()
         conn = await asyncpg.connect(dsn)
         async with worker:
             run_id = await insert(conn, "a")
-            await eventually(lambda: all_run(conn, [run_id]))
+            await eventually(has_begun.is_set)
         run = await run_of(conn, run_id)
         await conn.close()
         return run["state"]
@@ -351,7 +356,7 @@ async def test_a_start_that_has_to_wait_ends_at_a_signal_and_else_with_one_sente
         await eventually(lambda: starts_and_waits(connection))
         if is_told_to_stop:
             worker.popen.terminate()
-        code = await worker.end(10)
+        code = await worker.end()
     await stranger.close()
 
     assert code == (0 if is_told_to_stop else 3), worker.log_file.read_text()
@@ -591,7 +596,7 @@ async def test_a_second_signal_ends_a_worker_whose_loop_is_blocked(spawn, connec
         await worker.end(1)
     worker.popen.terminate()
 
-    assert await worker.end(10) in {143, -signal.SIGTERM}
+    assert await worker.end() in {143, -signal.SIGTERM}
 
 
 async def test_a_strangers_hold_on_the_coalescing_lock_does_not_end_coalescing_for_good(dsn, make_worker, connection):
@@ -625,10 +630,11 @@ async def test_a_strangers_hold_on_the_coalescing_lock_does_not_end_coalescing_f
 
         await eventually(burst_until_coalesced)
         held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1::bigint::oid AND mode = 'ExclusiveLock' AND granted"
-        coalesced_without_m = [
-            await connection.fetchval(held, locks.silent % 2**32) == 0 for _ in range(20) if await burst_until_coalesced()
-        ]
-        assert any(coalesced_without_m)
+
+        async def coalesces_without_m() -> bool:
+            return await burst_until_coalesced() and await connection.fetchval(held, locks.silent % 2**32) == 0
+
+        assert await eventually(coalesces_without_m)
 
 
 async def test_a_claim_whose_answer_was_lost_costs_no_lease_when_nothing_else_is_ready(make_worker, connection):

@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 import structlog
-from servers import eventually
+from servers import SURELY_S, eventually
 from test_life import insert, settled, state
 
 from notifyworker import Retry, Run, Worker
@@ -133,7 +133,7 @@ async def test_one_that_goes_on_is_told_with_its_stack_counted_and_replaced(make
                 continue
 
     def stubborn_thread(run: Run) -> None:
-        thread_release.wait(60)
+        thread_release.wait(2 * SURELY_S)
 
     worker.handler("stubborn", timeout=0.05, retry=Retry(max_attempts=1))(stubborn_thread if plain else stubborn)
 
@@ -186,7 +186,7 @@ async def test_the_pages_examples(dsn, connection, monkeypatch):
     page.write = lambda _page: written.release()
     async with page.worker:
         run_id = await insert(connection, "export", '{"pages": 1}')
-        await asyncio.to_thread(written.acquire, timeout=10)
+        assert await asyncio.to_thread(written.acquire, timeout=SURELY_S)
         await _cancelled(connection, sql)
         assert await state(connection, run_id) == "cancelled"
         await eventually(lambda: page.worker.lingering == 0 and page.worker._conductor.slots.used == 0)

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chaos.check import Lease, Settle, Verdict, Witness, judge
+from chaos.check import judge
 from chaos.kinds import AT_ONCE, LIMITED
 from chaos.ledger import Entry, Ledger, Reader
 from chaos.mutants import MUTANTS, TOP
 from chaos.table import Row
+from chaos.witness import Lease, Settle, Verdict, Witness
 
 TESTS = Path(__file__).parent
 
@@ -112,6 +113,69 @@ WRONG = {
     "one attempt too many": judged(leases=[LEASES[0], replace(LEASES[1], attempt=4)]),
     "started without a lease": judged(leases=LEASES[1:]),
     "started under another's lease": judged(leases=[replace(LEASES[0], owner="host:9:cc"), LEASES[1]]),
+}
+
+
+# A parent that has started one child and a group of one, waited for the one and for an event, and was settled.
+KIN = {"alone": ["c"], "group": ["g"], "then": ["t"], "late": ["l"], "seen": [["c", "completed", 1]], "events": ["e", "o"]}
+CHILDREN = [(child, "r") for child in "cgtl"]
+FAMILY_SETTLES = [
+    replace(SETTLES[0], kind="family", family=KIN, progress_token=2),
+    *(Settle(child, 1, "host:8:bb", "callback" if child == "t" else "child", "completed", None, 1, 1, 8) for child in "cgtl"),
+]
+TAKEN = {"run": "r", "token": 2, "name": "paid", "key": None, "value": "e"}
+FAMILY_ENTRIES = [
+    *(Entry("start", 4.1, 8, {"run": child, "token": 1, "kind": "child", "attempt": 1}) for child in "cgl"),
+    *(Entry("end", 4.2, 8, {"run": child, "token": 1, "how": "returned"}) for child in "cgl"),
+    Entry("start", 4.3, 8, {"run": "t", "token": 1, "kind": "callback", "attempt": 1}),
+    Entry("end", 4.4, 8, {"run": "t", "token": 1, "how": "returned"}),
+    Entry("emit", 4.5, 1, {"name": "paid", "key": "r", "value": "e"}),
+    Entry("emitted", 4.5, 1, {"name": "paid", "key": "r", "value": "e", "first": True}),
+    Entry("emit", 4.5, 1, {"name": "opened", "key": "k", "value": "o"}),
+    Entry("took", 4.6, 8, TAKEN),
+    Entry("took", 4.6, 8, TAKEN | {"name": "opened", "key": "k", "value": "o"}),
+]
+FAMILY = Witness(
+    [*"rcgtl"], [*LEASES, *(Lease(child, 1, "host:8:bb", 1, 3) for child in "cgtl")], FAMILY_SETTLES, [], set(),
+    children=CHILDREN, logs=[("r", 2, [2, 2])],
+)  # fmt: skip
+
+
+def kin(*more: Entry, told: dict[str, object] | None = None, **differences: object) -> Verdict:
+    settles = [replace(FAMILY_SETTLES[0], family=KIN | (told or {})), *FAMILY_SETTLES[1:]]
+    return judge([*ENTRIES, *FAMILY_ENTRIES, *more], replace(FAMILY, **{"settles": settles, **differences}))
+
+
+def test_a_family_in_order_is_no_fault():
+    assert kin() == Verdict(runs=5)
+
+
+EMITTED = Entry("emitted", 4.7, 1, {"name": "paid", "key": "r", "value": "f", "first": True})
+LOST |= {
+    "a child that was started is not there": kin(children=CHILDREN[1:], inserted=[*"rgtl"]),
+    "a child was never settled": kin(settles=[s for s in FAMILY_SETTLES if s.run != "l"]),
+    "the last run of a group is not there": kin(children=[c for c in CHILDREN if c[0] != "t"]),
+    "the first event was not the one that was taken": judge(
+        [*ENTRIES, *(e for e in FAMILY_ENTRIES if e.what != "emitted"), EMITTED], FAMILY
+    ),
+    "the last progress was lost": kin(settles=[replace(FAMILY_SETTLES[0], progress_token=1), *FAMILY_SETTLES[1:]]),
+}
+DOUBLE |= {
+    "a child was started twice": kin(children=[*CHILDREN, ("c", "r")]),
+    "a child of which its parent knows nothing": kin(children=[*CHILDREN, ("x", "r")]),
+    "a child was settled twice": kin(settles=[*FAMILY_SETTLES, FAMILY_SETTLES[1]]),
+    "two events were the first": kin(EMITTED),
+    "an event was taken as two": kin(Entry("took", 4.8, 8, TAKEN | {"value": "f"})),
+}
+WRONG |= {
+    "a parent went on before its child was settled": kin(told={"seen": [["c", "pending", None]]}),
+    "a parent was told of another child": kin(told={"seen": [["g", "completed", 1]]}),
+    "a last run came before its group had ended": kin(Entry("end", 4.35, 8, {"run": "g", "token": 1, "how": "returned"})),
+    "an event that nobody emitted": kin(Entry("took", 4.8, 8, TAKEN | {"run": "q", "value": "z"})),
+    "a result with another event": kin(told={"events": ["f", "o"]}),
+    "a line under another lease": kin(logs=[("r", 2, [1])]),
+    "too many lines": kin(logs=[("r", 2, [2] * 201)]),
+    "no line at all": kin(logs=[]),
 }
 
 

@@ -12,12 +12,13 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from servers import eventually
+from servers import SURELY_S, eventually
 from test_cli import call as command
 from test_pauses import _Session
 from test_steps import settled, take_from_its_worker
 
 from notifyworker import ChildFailed, ChildGroup, ChildOutcome, Client, EventTimeout, Fail, Retry, Run, Snooze, Worker
+from notifyworker.children_store import ChildrenStore
 from notifyworker.store import Store
 from notifyworker.testing import HandlerRun
 
@@ -39,6 +40,10 @@ async def insert(db: asyncpg.Connection, kind: str = "parent", payload: Any = No
 
 async def all_of(db: asyncpg.Connection, kind: str) -> list[asyncpg.Record]:
     return await db.fetch("SELECT * FROM notifyworker.all_runs WHERE kind = $1 ORDER BY run_id", kind)
+
+
+async def no_notes(db: asyncpg.Connection) -> None:
+    await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM notifyworker.child_checks"))
 
 
 async def parked(db: asyncpg.Connection, run_id: UUID) -> asyncpg.Record:
@@ -296,6 +301,30 @@ async def test_a_last_child_that_ends_while_the_parent_is_locked(make_worker, db
     assert not await is_parked(db, run_id)
 
 
+@pytest.mark.parametrize("what", ["the note is lost", "no trigger has seen it"])
+async def test_the_net_finds_a_parent_of_whom_nobody_has_said_anything(make_worker, db, dsn, what):
+    run_id, children = await family(db, make_worker)
+    if what == "the note is lost":
+        second = await asyncpg.connect(dsn)
+        async with second.transaction():
+            await second.execute("SELECT FROM notifyworker.runs WHERE run_id = $1 FOR UPDATE", run_id)
+            for child in children:
+                await db.execute("SELECT notifyworker.cancel($1)", child)
+        await second.close()
+        assert await db.execute("DELETE FROM notifyworker.child_checks") == "DELETE 1"
+    else:
+        async with db.transaction():
+            await db.execute("SET LOCAL session_replication_role = replica")
+            await db.execute("DELETE FROM notifyworker.runs WHERE kind = 'child'")
+    assert await is_parked(db, run_id)
+
+    worker: Worker = make_worker()
+    fan_out(worker)
+    async with worker:
+        run = await settled(db, run_id)
+    assert json.loads(run["result"]) == ["cancelled" if what == "the note is lost" else "deleted"] * 2
+
+
 async def test_a_last_child_that_ends_while_the_parent_is_being_parked(make_worker, db, dsn):
     """A second join of a child that is there already: its end and the parking see neither each other."""
     worker: Worker = make_worker()
@@ -440,7 +469,7 @@ async def test_a_cancelled_parent_takes_its_children_along_but_detached_ones(mak
             "leaf": "cancelled",
             "later": "pending",
         }
-        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(ended.wait(), SURELY_S)
 
 
 async def test_children_that_are_locked_or_too_many_are_cancelled_by_the_leader(make_worker, db, dsn, monkeypatch):
@@ -450,11 +479,48 @@ async def test_children_that_are_locked_or_too_many_are_cancelled_by_the_leader(
         await second.execute("SELECT FROM notifyworker.runs WHERE run_id = $1 FOR UPDATE", children[0])
         await db.execute("SELECT notifyworker.cancel($1)", run_id)
     await second.close()
-    assert await db.fetchval("SELECT count(*) FROM notifyworker.runs") == 101  # the locked one, and those above a thousand
+    assert await db.fetchval("SELECT count(*) FROM notifyworker.runs") == 100  # a thousand were cancelled, whoever was locked
     worker: Worker = make_worker()
     worker.handler("none")(_nothing)
     async with worker:
         await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM notifyworker.runs"))
+
+
+@pytest.mark.parametrize("locked", ["a child of a cancelled parent", "a parent whose children are settled"])
+async def test_what_stays_locked_is_looked_at_now_and_then(make_worker, db, dsn, locked, monkeypatch):
+    looks: list[str] = []
+
+    def counted(name: str) -> None:
+        look = getattr(ChildrenStore, name)
+
+        async def looked(self: ChildrenStore, *arguments: Any) -> Any:
+            looks.append(name)
+            return await look(self, *arguments)
+
+        monkeypatch.setattr(ChildrenStore, name, looked)
+
+    counted("cancelled_check")
+    counted("parent_check")
+    run_id, children = await family(db, make_worker)
+    second = await asyncpg.connect(dsn)
+    lock = second.transaction()
+    await lock.start()
+    is_parent = locked.startswith("a parent")
+    await second.execute("SELECT FROM notifyworker.runs WHERE run_id = $1 FOR UPDATE", run_id if is_parent else children[0])
+    for cancelled in children if is_parent else [run_id]:
+        await db.execute("SELECT notifyworker.cancel($1)", cancelled)
+    worker: Worker = make_worker()
+    worker.handler("later")(_nothing)
+    async with worker:
+        later = "INSERT INTO notifyworker.runs (kind, run_at) VALUES ('later', now() + interval '2 s') RETURNING run_id"
+        await settled(db, await db.fetchval(later))
+        assert 1 <= len(looks) < 50  # without a pause there are hundreds
+        assert await db.fetchval("SELECT count(*) FROM notifyworker.child_checks") == 1
+        await lock.rollback()
+        await no_notes(db)
+        left = "SELECT count(*) FROM notifyworker.runs WHERE kind = 'child' OR waits_for IS NOT NULL"
+        assert await db.fetchval(left) == 0
+    await second.close()
 
 
 async def _nothing(run: Run) -> None: ...

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from chaos.wire import Rule, statement
 from servers import eventually
-from test_children import all_of, insert
+from test_children import all_of, insert, no_notes
 from test_cli import ROOT, start
 from test_steps import settled, take_from_its_worker
 
@@ -29,10 +29,6 @@ PARK = (
     pytest.param(statement("children_insert"), marks=SLOW), statement("child_group_put"), statement("park"), COMMIT,
 )  # fmt: skip
 NAMES = ["begin", "set", "put", "insert", "settle", "commit"]
-
-
-async def no_notes(db: asyncpg.Connection) -> None:
-    await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM notifyworker.child_checks"))
 
 
 @pytest.mark.parametrize("at", ["request", "answer"])

@@ -34,7 +34,7 @@ SOME_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 APP = """
 import asyncio, os, time
 from pathlib import Path
-from notifyworker import Worker, Run
+from notifyworker import Retry, Run, Worker
 
 worker = Worker()
 
@@ -46,7 +46,7 @@ async def echo(run: Run, payload: dict) -> dict:
 async def sleep(run: Run, payload: dict) -> None:
     await asyncio.sleep(payload["s"])
 
-@worker.handler("until")
+@worker.handler("until", retry=Retry(delay=60))
 async def until(run: Run, payload: dict) -> None:
     while not Path(payload["file"]).exists():
         await asyncio.sleep(0.02)

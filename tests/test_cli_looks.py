@@ -17,7 +17,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from servers import Cluster, eventually, free_port
+from servers import Cluster, eventually
 from test_cli import APP, call, environment, refused, running, start
 
 from notifyworker import InvalidRun, Worker
@@ -367,7 +367,7 @@ async def test_tail_survives_the_database() -> None:
 
 async def test_tail_without_rights(dsn: str) -> None:
     assert "--interval-s" in await refused(2, "runs", "tail", "--interval-s", "0", env={"NOTIFYWORKER_DSN": dsn})
-    nowhere = f"postgresql://u@127.0.0.1:{free_port()}/d"
+    nowhere = "postgresql://u@127.0.0.1:1/d"
     for command in (["runs", "tail"], ["top"], ["status", "--watch"]):
         assert "127.0.0.1" in await refused(3, *command, env={"NOTIFYWORKER_DSN": nowhere})
 
@@ -456,7 +456,7 @@ async def test_where_settings_come_from(dsn: str, connection: asyncpg.Connection
 async def test_settings_without_a_database() -> None:
     nowhere = await call("config", "show", "--json")
     assert (nowhere.code, nowhere.json()["fleet"]) == (0, "no database is given")
-    away = await call("config", "show", env={"NOTIFYWORKER_DSN": f"postgresql://u@127.0.0.1:{free_port()}/d"})
+    away = await call("config", "show", env={"NOTIFYWORKER_DSN": "postgresql://u@127.0.0.1:1/d"})
     assert away.code == 3
     assert "lease_s" in away.out
     assert "the fleet's own settings are not known" in away.err

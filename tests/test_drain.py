@@ -6,7 +6,7 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 import pytest
-from servers import eventually
+from servers import SURELY_S, eventually
 from test_cli import call, refused
 from test_page import FORM
 
@@ -36,7 +36,7 @@ async def test_it_claims_nothing_finishes_what_it_runs_and_goes_on(make_worker: 
 
     async with worker, aiohttp.ClientSession(worker.url) as session:
         first = await insert()
-        await asyncio.wait_for(began.wait(), 10)
+        await asyncio.wait_for(began.wait(), SURELY_S)
         second = await insert()
         owner = await connection.fetchval("SELECT lease_owner FROM notifyworker.workers")
         async with session.post(f"/workers/{quote(owner)}/drain") as response:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from servers import as_role
+from servers import SURELY_S, as_role
 from test_cli import call, refused
 from test_http import Caller, ask  # noqa: F401 - a fixture
 from test_roles import login
@@ -112,10 +112,10 @@ async def test_a_corrected_payload_completes_what_had_failed(make_worker, connec
 
     async with worker, Client(dsn) as client:
         run_id = await client.enqueue("mail", {"order": 17}, idempotency_key="k")
-        await client.wait(run_id, 10)
+        await client.wait(run_id, SURELY_S)
         assert [g["error"] for g in await client.failed()] == ["order # has no address"]
         assert await client.retry(run_id, {"to": "a", "order": 17}) == run_id
-        run = await client.wait(run_id, 10)
+        run = await client.wait(run_id, SURELY_S)
     assert (run["state"], run["result"], run["payload"]) == ("completed", {"to": "a", "order": 17}, {"to": "a", "order": 17})
     assert ([e["code"] for e in run["errors"]], run["idempotency_key"], run["lease_token"]) == (["E-RUN-006"], "k", 2)
 
@@ -145,11 +145,11 @@ async def test_a_replay_is_a_run_of_its_own_and_the_settled_one_stays(make_worke
     columns = {"priority": 3, "max_attempts": 7, "timeout": 5, "headers": {"h": "1"}, "project_id": "p"}
     async with worker, Client(dsn) as client:
         first = await client.enqueue("mail", {"n": 1}, idempotency_key="k", **columns)
-        origin = await client.wait(first, 10)
+        origin = await client.wait(first, SURELY_S)
         second = await client.replay(first)
-        again = await client.wait(second, 10)
+        again = await client.wait(second, SURELY_S)
         third = await client.replay(second, {"n": 2})
-        last = await client.wait(third, 10)
+        last = await client.wait(third, SURELY_S)
         assert await client.get(first) == origin
     assert len({first, second, third}) == 3
     same = ("kind", "payload", "result", "project_id", "priority", "max_attempts", "timeout", "headers")

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from servers import Cluster, eventually
+from servers import SURELY_S, Cluster, eventually
 from structlog.testing import capture_logs
 from test_life import insert, is_empty, run_of, settled, state
 
@@ -53,7 +53,7 @@ class Process:
     def exited(self) -> bool:
         return self.popen.poll() is not None
 
-    async def end(self, timeout_s: float = 20) -> int:
+    async def end(self, timeout_s: float = SURELY_S) -> int:
         await eventually(self.exited, timeout_s)
         return self.popen.returncode
 
@@ -79,7 +79,7 @@ def spawn(dsn: str, tmp_path: Path, ledger: Path) -> Iterator[Callable[..., Proc
         with contextlib.suppress(ProcessLookupError):
             process.popen.send_signal(signal.SIGCONT)
             process.popen.kill()
-        process.popen.wait(10)
+        process.popen.wait(SURELY_S)
 
 
 def starts(ledger: Path) -> list[list[str]]:
@@ -139,7 +139,7 @@ async def test_a_frozen_worker_ends_itself_when_it_wakes(spawn, connection, ledg
     zombie.popen.send_signal(signal.SIGCONT)
 
     # The switch dumps threads that run meanwhile, and may fall over their frames: it ends the process all the same.
-    assert await zombie.end(5) in {1, -signal.SIGSEGV}
+    assert await zombie.end() in {1, -signal.SIGSEGV}
     assert (run["result"], (await run_of(connection, run_id))["result"]) == (f'"{other.popen.pid}"',) * 2
 
 
@@ -184,18 +184,18 @@ async def test_a_stalled_worker_is_told_with_its_stack_and_loses_its_runs_at_the
     short = {"lease_s": 3, "heartbeat_interval_s": 0.3, "stall_limit_s": 0.5, "on_lapse": "log"}
     await connection.execute("UPDATE notifyworker.settings SET value = '0.3' WHERE name = 'reaper_interval_s'")
     stalled = await spawn(**short).started()
-    run_id = await insert(connection, "block", '{"seconds": 8}')
+    run_id = await insert(connection, "block", '{"seconds": 90}')  # until it is killed, however late the other starts
     await eventually(lambda: all_run(connection, [run_id]))
     await connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'notifyworker gate'"
     )
-    other = await spawn(**short).started()
+    other = await spawn(**{**short, "stall_limit_s": 30}).started()
 
     run = await settled(connection, run_id)
 
     assert (run["result"], run["attempt"]) == (f'"{other.popen.pid}"', 2)
-    (event,) = stalled.events("event_loop_stalled")
-    assert "faulty_app.py" in event["stack"]
+    # A busy machine may let the loop stand still as well: that is told with another stack.
+    assert ["in block" in event["stack"] for event in stalled.events("event_loop_stalled")].count(True) == 1
     assert stalled.events("renewals_stopped")
 
 
@@ -208,7 +208,7 @@ async def test_a_call_that_holds_the_gil_past_the_lease_ends_the_process_with_th
     run = await settled(connection, await insert(connection, "gil", '{"seconds": 30}'))
 
     assert (run["state"], run["error_code"], run["attempt"]) == ("failed", "E-RUN-002", 2)
-    assert [await p.end(5) for p in (first, second)] == [1, 1]
+    assert [await p.end() for p in (first, second)] == [1, 1]
     assert "in gil" in first.log_file.read_text()
 
 

@@ -14,7 +14,7 @@ import hypothesis
 import psutil
 import pytest
 from hypothesis import strategies as st
-from servers import eventually, free_port
+from servers import SURELY_S, eventually, free_port
 from test_faults import Process, ledger, spawn  # noqa: F401 - fixtures
 from test_http import Caller, ask  # noqa: F401 - a fixture
 from test_life import insert, settled
@@ -124,7 +124,7 @@ async def test_whatever_is_sent_is_answered_properly_or_not_at_all(ask: Caller, 
     @hypothesis.settings(max_examples=150, derandomize=True, database=None, deadline=None)
     @hypothesis.given(st.lists(PIECES, max_size=12))
     def whatever(pieces: list[bytes]) -> None:
-        asyncio.run_coroutine_threadsafe(sent(pieces), loop).result(20)
+        asyncio.run_coroutine_threadsafe(sent(pieces), loop).result(2 * SURELY_S)
 
     await asyncio.to_thread(whatever)
     assert not caplog.records
@@ -155,7 +155,7 @@ async def test_ten_thousand_connections_opened_and_left_disturb_nobody(spawn, co
         b"x" * 9000,
     ]
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SURELY_S)) as http:
             began = time.monotonic()
             while len(left) < wanted:
                 for _ in range(250):

@@ -7,7 +7,7 @@ import asyncpg
 import hypothesis
 import psutil
 from hypothesis import strategies as st
-from servers import eventually
+from servers import SURELY_S, eventually
 from structlog.testing import capture_logs
 from test_faults import all_run
 from test_life import insert, settled
@@ -53,7 +53,7 @@ async def test_whatever_is_said_on_the_channel_harms_nothing(dsn, make_worker, c
     @hypothesis.settings(max_examples=80, derandomize=True, database=None, deadline=None)
     @hypothesis.given(st.lists(payloads, min_size=1, max_size=15))
     def whatever(batch: list[str]) -> None:
-        asyncio.run_coroutine_threadsafe(said(batch), loop).result(30)
+        asyncio.run_coroutine_threadsafe(said(batch), loop).result(2 * SURELY_S)
 
     with capture_logs() as logs:
         async with worker:

@@ -340,3 +340,49 @@ def test_what_the_page_shows_of_djangos_tasks_is_what_is_executed() -> None:
         code = re.sub(r"  #.*", "", (EXAMPLES / "django_shop" / name).read_text())
         for line in block.splitlines():
             assert line in code, line
+
+
+SENTRY = """
+import asyncio, functools, json
+import sentry_sdk
+from sentry_sdk.transport import Transport
+
+kept = []
+class InMemory(Transport):
+    def capture_envelope(self, envelope):
+        kept.append(envelope.get_event())
+
+sentry_sdk.init = functools.partial(sentry_sdk.init, transport=InMemory, auto_enabling_integrations=False)  # else as in the example
+import sentry_app
+from notifyworker import Client
+
+async def main():
+    async with sentry_app.worker, Client() as client:
+        ids = [await client.enqueue(kind, {"card": card}, max_attempts=1) for kind, card in
+               (("card.charge", "4929-secret"), ("card.check", "none-secret"), ("card.charge", "5"))]
+        for run_id in ids[:2]:
+            await client.wait(run_id, timeout=30)
+        while True:
+            snoozed = await client.get(ids[2])
+            if snoozed["lease_token"] == 1 and snoozed["state"] == "pending":
+                break
+            await asyncio.sleep(0.02)
+    print(json.dumps([list(map(str, ids)), kept], default=str))
+
+asyncio.run(main())
+"""
+
+
+async def test_sentry(dsn: str) -> None:
+    env = {"NOTIFYWORKER_DSN": dsn, "SENTRY_DSN": "https://key@sentry.invalid/1"}
+    ids, events = json.loads((await said(sys.executable, "-W", "error", "-c", SENTRY, env=env)).splitlines()[-1])
+    of = {event["tags"]["run_id"]: event for event in events}
+    assert list(of) == ids[:2] or list(of) == ids[1::-1]  # what was snoozed is no error
+    charge, check = (of[run_id] for run_id in ids[:2])
+    assert charge["exception"]["values"][-1]["type"] == "BankError"
+    assert charge["exception"]["values"][-1]["stacktrace"]["frames"][-1]["function"] == "charge"
+    wanted = {"kind": "card.charge", "attempt": 1, "project_id": "default", "is_last": True, "run_id": ids[0]}
+    assert charge["tags"].items() >= wanted.items()
+    assert check["exception"]["values"][-1]["type"] == "ValueError"
+    assert "4929" not in json.dumps(events)
+    assert "secret" not in json.dumps(events)

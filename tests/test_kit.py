@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from servers import eventually
+from servers import SURELY_S, eventually
 
 from notifyworker import Cancel, Client, InvalidRun, Retry, Run, SchemaNotMigrated, SettingsError, Worker
 from notifyworker.testing import DrainTimeout, HandlerRun, assert_enqueued, assert_not_enqueued, drain, enqueued, travel
@@ -107,7 +107,7 @@ async def test_drain_keeps_to_keys_and_travel_fills_rates(client):
     await client.set_limit("a", rate=1, per_s=3600, burst=1)
     await client.enqueue_many("a", [{}, {}])
     with pytest.raises(DrainTimeout, match=r"executed: 1 of 'a'; left: 1 pending of 'a'.*a rate used up \(travel\)"):
-        await drain(worker, timeout_s=2)
+        await drain(worker, timeout_s=5)
     await travel(hours=1)
     assert (await drain(worker)).states == ["completed"]
 
@@ -195,7 +195,7 @@ async def test_travel_wakes_a_worker_that_runs(client, make_worker):
         run_id = await client.enqueue("a", run_at=datetime.now(UTC) + timedelta(days=1))
         await eventually(worker._conductor.is_ready)
         await travel(hours=25)
-        assert (await client.wait(run_id, timeout=10))["state"] == "completed"
+        assert (await client.wait(run_id, timeout=SURELY_S))["state"] == "completed"
 
 
 async def test_travel_goes_forward_only(db):

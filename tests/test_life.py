@@ -684,10 +684,10 @@ async def test_the_client_enqueues_waits_lists_cancels_and_retries(dsn, make_wor
 
     async with Client(dsn) as client:
         async with worker:
-            run = await client.wait(await client.enqueue("a", {"n": 1}, idempotency_key="k"), timeout=10)
+            run = await client.wait(await client.enqueue("a", {"n": 1}, idempotency_key="k"), timeout=SURELY_S)
             assert (run["state"], run["result"]) == ("completed", {"n": 1})
             ids = await client.enqueue_many("a", ({"n": n} for n in range(2500)))
-            assert (await client.wait(ids[-1], timeout=30))["result"] == {"n": 2499}
+            assert (await client.wait(ids[-1], timeout=SURELY_S))["result"] == {"n": 2499}
         assert len(set(ids)) == 2500
         pending = await client.enqueue("a", idempotency_key="x")
         assert await client.enqueue("a", idempotency_key="x") == pending

@@ -364,7 +364,7 @@ async def test_a_worker_of_the_role_alone_with_projects_separated(any_dsn):
         assert await settle(worker, first) == 1
         (second,) = await claim(worker, "a")
         await worker.execute("SELECT notifyworker.cancel($1)", second)
-        await worker.execute("SELECT notifyworker.end_lingering($1, 'w')", second)
+        await worker.execute("SELECT notifyworker.end_lingering($1, 'w', 1)", second)
         await worker.execute("UPDATE notifyworker.runs SET expires_at = now() WHERE waits_for IS NULL AND concurrency_key = 'x'")
         assert await Store("notifyworker").expire(worker, limit=10) == 1
         assert await Store("notifyworker").mend_limits(worker) == 0
@@ -372,3 +372,22 @@ async def test_a_worker_of_the_role_alone_with_projects_separated(any_dsn):
         assert await worker.fetchval("SELECT notifyworker.remove_limit('a')")
         assert len(await claim(worker, "a", project="p", keyed=False)) == 3
     await owner.close()
+
+
+async def test_a_handler_that_has_ended_frees_no_place_of_a_later_one_of_its_run(connection):
+    """Cancelled, retried and cancelled again while both handlers go on: each place is free with the end of its own."""
+    await connection.execute("SELECT notifyworker.set_limit('a', max_running => 2)")
+    await insert(connection, number=3)
+    for lease_token in (1, 2):
+        (run,) = await claim(connection, "a", keyed=False, wanted=1)
+        await connection.execute("SELECT notifyworker.cancel($1)", run)
+        if lease_token == 1:
+            first = run
+            await connection.execute("SELECT notifyworker.retry($1)", first)
+            await connection.execute("UPDATE notifyworker.runs SET run_at = '2020-01-01' WHERE run_id = $1", first)
+    assert run == first
+    assert await claim(connection, "a", keyed=False) == []  # two handlers still run
+    await connection.execute("SELECT notifyworker.end_lingering($1, 'w', 1)", first)
+    assert len(await claim(connection, "a", keyed=False)) == 1
+    await connection.execute("SELECT notifyworker.end_lingering($1, 'w', 2)", first)
+    assert len(await claim(connection, "a", keyed=False)) == 1

@@ -139,7 +139,7 @@ async def test_the_doctor_tells_of_limits_of_0_and_of_who_waits_for_long(make_wo
         assert (await one(dsn, "limits")).verdict is Verdict.OK
         held = await one(dsn, "limits", limits=Limits(key_wait_s=0))
         assert (held.verdict, held.seen.endswith(f"; run {first} holds it")) == (Verdict.NOTE, True)
-        await connection.execute("UPDATE notifyworker.places SET lingers = true, lease_owner = 'w9'")
+        await connection.execute("UPDATE notifyworker.places SET lingers = true, lease_token = 1, lease_owner = 'w9'")
         lingers = await one(dsn, "limits", limits=Limits(key_wait_s=0))
         assert (lingers.verdict, "its handler on w9 still goes on" in lingers.seen) == (Verdict.WARNING, True)
         ledger.go.set()

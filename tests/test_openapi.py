@@ -11,7 +11,7 @@ import pytest
 import schemathesis
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
-from servers import eventually
+from servers import SURELY_S, eventually
 from test_http import Caller, ask, claim  # noqa: F401 - a fixture
 from test_life import insert, settled
 
@@ -133,7 +133,7 @@ async def test_what_the_document_says_holds(url, connection) -> None:
     called: list[tuple[str, int]] = []
 
     def call(case: Any, name: str) -> None:
-        response = case.call(base_url=url, timeout=20)
+        response = case.call(base_url=url, timeout=SURELY_S)
         called.append((name, response.status_code))
         case.validate_response(response, excluded_checks=NOT_SAID.get(name, []))
 

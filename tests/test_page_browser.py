@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 import pytest
-from servers import eventually, free_port
+from servers import SURELY_S, eventually, free_port
 
 from notifyworker import Fail, Run, Worker
 
@@ -35,7 +35,7 @@ async def looked_at(browser: Any, url: str, **options: Any) -> AsyncIterator[Any
     """A tab that fails the test for anything that its console tells."""
     context = await browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce", **options)
     page = await context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(1000 * SURELY_S)
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: told.append(str(error)))
@@ -175,7 +175,7 @@ async def test_an_answer_that_comes_under_the_hand_waits_for_it(make_house, conn
 
             await page.route("**/runs", slow)
             await page.goto(f"{worker.url}/runs")
-            await asyncio.wait_for(asked.wait(), 20)
+            await asyncio.wait_for(asked.wait(), SURELY_S)
             await page.check(f"#c-{first}")
             second = await insert(connection, "nobody")
             async with page.expect_request_finished(lambda request: request.url.endswith("/runs")):

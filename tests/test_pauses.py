@@ -128,7 +128,7 @@ async def test_a_handler_pauses_its_kind(make_worker, connection):
     async def handle(run: Run) -> None:
         calls.append((run.run_id, run.attempt))
         if len(calls) == 1:
-            raise PauseKind(1.0, "429 of the API")
+            raise PauseKind(2.0, "429 of the API")
 
     await connection.execute("INSERT INTO notifyworker.runs (kind) SELECT 'api' FROM generate_series(1, 3)")
     async with worker:

@@ -55,6 +55,25 @@ async def test_it_is_executed_in_a_process_that_is_kept(make_worker, connection)
     assert first["pid"] == second["pid"] != os.getpid()
 
 
+async def test_it_starts_children_with_its_completion(make_worker, connection):
+    worker = make_worker()
+    worker.handler("parent", executor="process", retry=Retry(max_attempts=2, base_s=0.01))(process_app.parent)
+    worker.handler("last")(_nothing)
+    async with worker:
+        run = await settled(connection, await insert(connection, "parent", '{"fails": 1}'), SPAWNED_S)
+        rows = await connection.fetch("SELECT * FROM notifyworker.all_runs WHERE kind = 'child' ORDER BY run_id")
+        assert run["state"] == "completed", run["errors"]
+        one, other, *refused, last = json.loads(run["result"])
+        assert [str(row["run_id"]) for row in rows[:2]] == [one, other]  # of the attempt that was completed alone
+        assert [(json.loads(row["payload"]), row["priority"]) for row in rows] == [({"up_to": 0}, 0), ({"up_to": 1}, 1), ({}, 0)]
+        assert refused == ["kind", "payload", "color"]
+        await connection.execute("SELECT notifyworker.cancel($1)", rows[2]["run_id"])
+        assert json.loads((await settled(connection, last))["payload"]) == {"of": 1}
+
+
+async def _nothing(run: Run) -> None: ...
+
+
 async def test_there_are_no_more_processes_than_asked_for(make_worker, connection):
     worker = make_worker(processes=2, concurrency=6)
     worker.handler("sum", executor="process", timeout=SPAWNED_S)(process_app.compute)
@@ -70,13 +89,13 @@ async def test_there_are_no_more_processes_than_asked_for(make_worker, connectio
 async def test_waiting_for_a_process_counts_for_no_timeout(make_worker, connection, tmp_path):
     worker = make_worker(processes=1)
     worker.handler("spin", executor="process")(process_app.spin)
-    worker.handler("sum", executor="process", timeout=1, retry=Retry(max_attempts=1))(process_app.compute)
+    worker.handler("sum", executor="process", timeout=3, retry=Retry(max_attempts=1))(process_app.compute)
     async with worker:
         payload = {"begun": str(tmp_path / "begun"), "saw": str(tmp_path / "saw")}
         blocker = await insert(connection, "spin", json.dumps(payload))
         await eventually((tmp_path / "begun").exists, SPAWNED_S)
         waiting = await insert(connection, "sum", '{"up_to": 2}')
-        over = "SELECT now() - started_at > interval '1.5 s' FROM notifyworker.runs WHERE run_id = $1"
+        over = "SELECT now() - started_at > interval '3.5 s' FROM notifyworker.runs WHERE run_id = $1"
         await eventually(lambda: connection.fetchval(over, waiting))
         await connection.execute("SELECT notifyworker.cancel($1)", blocker)
         assert (await settled(connection, waiting, SPAWNED_S))["state"] == "completed"
@@ -108,7 +127,7 @@ async def test_a_cancel_is_heard_by_a_handler_that_computes_or_waits(make_worker
 
 async def test_one_that_hears_nothing_is_killed_at_its_timeout_with_what_it_has_started(make_worker, connection, tmp_path):
     worker = make_worker()
-    worker.handler("hang", executor="process", timeout=0.5, retry=Retry(max_attempts=1))(process_app.hang)
+    worker.handler("hang", executor="process", timeout=3, retry=Retry(max_attempts=1))(process_app.hang)  # it has to begin
     begun = tmp_path / "begun"
     async with worker:
         run_id = await insert(connection, "hang", json.dumps({"begun": str(begun)}))
@@ -335,9 +354,7 @@ async def test_nothing_outlives_a_worker_that_is_killed(script, connection, tmp_
     assert len(pids) >= 2
 
     worker.kill()
-    killed_at = time.monotonic()
     await eventually(lambda: not any(_is_alive(pid) for pid in pids))
-    assert time.monotonic() - killed_at < 5
     os.kill(int(begun.read_text().split()[1]), signal.SIGKILL)  # a program of the handler's own is nobody's then
 
 
@@ -367,7 +384,7 @@ async def test_a_handler_that_holds_the_gil_is_named(make_worker, connection, pl
         async with worker:
             run_id = await insert(connection, "guilty")
             await settled(connection, run_id)
-            found = await eventually(lambda: [e for e in logs if e["event"] == "interpreter_stood_still"])
+            found = await eventually(lambda: [e for e in logs if e["event"] == "interpreter_stood_still" and e["handlers"]])
 
     assert [(h["kind"], h["run_id"]) for h in found[0]["handlers"]] == [("guilty", str(run_id))]
     assert __file__ in (at := found[0]["handlers"][0]["at"]) or at == "has ended just now"
@@ -385,7 +402,8 @@ async def test_a_handler_that_blocks_the_event_loop_is_named(make_worker, connec
         async with worker:
             await settled(connection, await insert(connection, "blocks"))
 
-    (stalled,) = [entry for entry in logs if entry["event"] == "event_loop_stalled"]
+    # A busy machine may let the loop stand still as well: that is told with another stack.
+    (stalled,) = [entry for entry in logs if entry["event"] == "event_loop_stalled" and "in blocks" in entry["stack"]]
     assert [handler["kind"] for handler in stalled["handlers"]] == ["blocks"]
     assert "in blocks" in stalled["handlers"][0]["at"]
 

@@ -111,7 +111,7 @@ async def test_while_the_queue_fills_no_insert_fails_and_runs_are_found_by_looki
                 assert follower._conductor.health() == leader._conductor.health() == []
             woken = leader._conductor.metrics.wakes.labels("notify")._value.get()
             assert (await settled(conn, await insert(conn, "a")))["state"] == "completed"
-            assert leader._conductor.metrics.wakes.labels("notify")._value.get() > woken
+            await eventually(lambda: leader._conductor.metrics.wakes.labels("notify")._value.get() > woken)
     await conn.close()
     told = [entry for entry in logs if entry["event"] == "notification_queue_fills"]
     assert len(told) == 2  # once a worker

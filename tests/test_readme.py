@@ -8,7 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from servers import eventually
+from servers import SURELY_S, eventually
 from test_cli import call
 
 from notifyworker.errors import Code
@@ -48,7 +48,7 @@ async def test_the_handler_executes_what_the_inserts_insert(dsn, connection, mon
     exec(compile(host, "README.md", "exec"), app.__dict__)
     async with app.app.router.lifespan_context(app.app):
         mailed = await app.mail("7")
-        assert (await app.app.state.client.wait(mailed["run_id"], timeout=10))["result"] == {"sent_to": "e@example.org"}
+        assert (await app.app.state.client.wait(mailed["run_id"], timeout=SURELY_S))["result"] == {"sent_to": "e@example.org"}
 
 
 async def test_the_commands_do_what_they_say(empty_dsn):

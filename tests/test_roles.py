@@ -90,7 +90,7 @@ FUNCTIONS = {
     "spend(ROW(1, '', '', 'all', null, 1, 1, 1, now())::notifyworker.limits, 'p', '', 1)": {"worker"},
     "adopt(null)": {"worker"},
     "mend_limits()": {"worker"},
-    "end_lingering('{live}', 'w')": {"worker"},
+    "end_lingering('{live}', 'w', 1)": {"worker"},
     "have_checked('{live}', null)": {"worker"},
     "who_comes_after('{live}', now(), '{{}}')": {"worker"},
     "tell_parent('{live}', now(), '{{}}')": set[str](),
@@ -105,6 +105,7 @@ FUNCTIONS = {
     "come_back('{live}')": set[str](),
     "start_over('{{}}')": set[str](),
     "check_parent('{live}', now())": {"worker"},
+    "check_cancelled('{live}', 1)": {"worker"},
     "lock_address('p', 'a', '')": {"worker"},
     "emit('a')": {"producer", "worker", "operator"},
     "end_event_wait(null)": set[str](),
@@ -410,7 +411,7 @@ async def test_definers_rights_are_used_where_needed_and_every_path_is_pinned(db
         "replay", "cancel_runs", "retry_runs", "live_matching", "settled_matching", "set_retention", "ended_days",
         "delete_expired", "set_version", "adopt_versions", "mirror", "set_mirror", "remove_mirror", "seal", "replay_in_shadow",
         "set_comparison", "reset_shadow",
-        "refuse", "end_children", "cancel_children", "check_parent", "emit", "mend_events",
+        "refuse", "end_children", "cancel_children", "check_parent", "check_cancelled", "emit", "mend_events",
     }  # fmt: skip
     for row in rows:
         assert "search_path=pg_catalog, pg_temp" in (row["proconfig"] or []) or row["is_bound_early"], row["proname"]

@@ -268,7 +268,7 @@ async def test_no_secret_is_kept(make_worker, connection, dsn):
     assert failed["exception"] == "ConnectionError: password=*** refused"
 
 
-async def test_a_write_that_comes_late_changes_nothing(make_worker, connection):
+async def test_a_write_that_comes_late_changes_nothing(make_worker, connection, handlers_own):
     worker: Worker = make_worker()
     store = RunLogStore(Store("notifyworker"))
     seen: list[Any] = []
@@ -280,7 +280,7 @@ async def test_a_write_that_comes_late_changes_nothing(make_worker, connection):
         async def put(lines: str, count: int, *, is_whole: bool) -> None:
             new = NewLog(run.run_id, run.lease_token, lines, count, 0, is_whole)
             await store.run_logs_put(conductor._links["side"], conductor.lease_owner, [new], keep=10)
-            seen.append((await logged(connection))[0]["lines"])
+            seen.append((await logged(handlers_own))[0]["lines"])
 
         await put('["1"]', 1, is_whole=False)
         await put('["1", "2"]', 2, is_whole=False)

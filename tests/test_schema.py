@@ -8,7 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from servers import as_role, eventually
+from servers import SURELY_S, as_role, eventually
 
 from notifyworker.database import GateLocks
 from notifyworker.errors import DatabaseUnavailable, SchemaTooNew, StartError
@@ -248,7 +248,7 @@ async def test_a_migration_that_waits_for_a_reader_holds_up_no_insert(dsn, conne
     await read.rollback()
     await reader.close()
 
-    assert await asyncio.wait_for(waiting, 10) == [change]
+    assert await asyncio.wait_for(waiting, SURELY_S) == [change]
     assert await connection.fetchval("SELECT max(version) FROM notifyworker.migrations") == change.version
 
 

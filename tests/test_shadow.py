@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from servers import eventually
+from servers import SURELY_S, eventually
 
 from notifyworker import Client, Run, RunConflict, Worker
 from notifyworker.cli.app import make_app
@@ -300,7 +300,7 @@ async def test_the_pages_examples(dsn, connection, monkeypatch, capsys):
         for statement in sql.strip().split(";\n"):
             await connection.execute(statement)
         exec(compile(client_of, str(PAGE), "exec"), page.__dict__)
-        await asyncio.wait_for(page.main(), 20)
+        await asyncio.wait_for(page.main(), SURELY_S)
 
 
 async def _said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

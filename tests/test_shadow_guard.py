@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from servers import eventually
+from servers import SURELY_S, eventually
 
 from notifyworker import Client, PauseKind, Run, Worker
 
@@ -252,7 +252,7 @@ async def test_a_copy_holds_no_key_no_place_no_token_and_no_idempotency_key(make
     await connection.execute("SELECT notifyworker.set_mirror('k', 'v2', 100)")
     async with worker:
         await connection.fetchval(insert, "a")
-        await asyncio.wait_for(entered.wait(), 20)
+        await asyncio.wait_for(entered.wait(), SURELY_S)
         copy = await connection.fetchrow("SELECT * FROM notifyworker.runs WHERE waits_for = 'shadow'")
         assert (copy["concurrency_key"], copy["idempotency_key"], copy["state"]) == (None, None, "running")
         assert await connection.fetchval("SELECT count(*) FROM notifyworker.places WHERE run_id = $1", copy["run_id"]) == 0

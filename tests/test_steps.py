@@ -142,7 +142,7 @@ async def test_a_thread_that_outlives_its_run_keeps_its_slot(make_worker, db):
         while not go_on[0]:
             time.sleep(0.005)
 
-    @worker.handler("a", timeout=0.3, retry=Retry(max_attempts=1))
+    @worker.handler("a", timeout=1, retry=Retry(max_attempts=1))
     async def handle(run: Run) -> None:
         await asyncio.gather(run.step("quick", time.sleep, 0), run.step("slow", wait), run.step("quick2", time.sleep, 0))
 
@@ -185,7 +185,7 @@ async def test_another_worker_goes_on_where_the_first_one_stood(make_worker, db,
     assert await db.fetchval("SELECT array_agg(lease_token ORDER BY position) FROM notifyworker.steps") == [1, 2]
 
 
-async def test_what_a_zombie_still_records_is_refused(make_worker, db, done):
+async def test_what_a_zombie_still_records_is_refused(make_worker, db, handlers_own):
     worker: Worker = make_worker()
     told: list[BaseException] = []
 
@@ -196,7 +196,7 @@ async def test_what_a_zombie_still_records_is_refused(make_worker, db, done):
     @worker.handler("a")
     async def handle(run: Run) -> None:
         try:
-            await run.step("one", lose_it, db)
+            await run.step("one", lose_it, handlers_own)
         except BaseException as error:
             told.append(error)
             raise
@@ -209,14 +209,14 @@ async def test_what_a_zombie_still_records_is_refused(make_worker, db, done):
     assert await recorded(db) == []
 
 
-async def test_a_run_locked_for_a_moment_is_waited_for(make_worker, db, dsn, done):
+async def test_a_run_locked_for_a_moment_is_waited_for(make_worker, db, dsn, handlers_own):
     worker: Worker = make_worker()
     stranger = await asyncpg.connect(dsn)
     lock = stranger.transaction()
     tried = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '-- Which of these runs are still%' AND datname = current_database()"
 
     async def release() -> None:
-        await eventually(lambda: db.fetchval(tried))
+        await eventually(lambda: handlers_own.fetchval(tried))
         await lock.rollback()
 
     releasing: list[asyncio.Task[None]] = []
@@ -532,13 +532,13 @@ async def test_a_step_that_raises_in_its_transaction_writes_nothing(make_worker,
     assert await recorded(db) == [(1, "write", 2, None, None)]
 
 
-async def test_a_transaction_under_a_lost_lease_writes_nothing(make_worker, db):
+async def test_a_transaction_under_a_lost_lease_writes_nothing(make_worker, db, handlers_own):
     worker: Worker = make_worker()
     told: list[BaseException] = []
 
     async def lose_it(connection: asyncpg.Connection, run: Run) -> None:
         await connection.execute(WRITE, run.run_id)
-        await db.execute("UPDATE notifyworker.runs SET lease_token = lease_token + 1, lease_owner = 'another'")
+        await handlers_own.execute("UPDATE notifyworker.runs SET lease_token = lease_token + 1, lease_owner = 'another'")
 
     @worker.handler("a")
     async def handle(run: Run) -> None:

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
-from servers import eventually
+from servers import SURELY_S, eventually
 from test_life import insert, settled
 
 from notifyworker import Client, InvalidRun, Retry, Run, Snooze
@@ -67,7 +67,7 @@ async def test_the_request_that_enqueues_and_the_handler_are_in_one_trace(spans,
 async def test_every_attempt_has_its_span_and_a_failed_one_says_why(spans, make_worker, connection):
     worker = make_worker()
 
-    @worker.handler("a", retry=Retry(max_attempts=2, delay=0), timeout=0.5)
+    @worker.handler("a", retry=Retry(max_attempts=2, delay=0), timeout=SURELY_S)
     def handle(run: Run) -> None:
         if run.lease_token == 1:
             raise Snooze(0)

@@ -124,7 +124,7 @@ async def test_any_other_exception_rolls_back_and_the_run_is_tried_again(make_wo
     assert await effects(db) == [run["run_id"]]
 
 
-async def test_nothing_is_written_for_a_run_that_is_anothers(make_worker, db):
+async def test_nothing_is_written_for_a_run_that_is_anothers(make_worker, db, handlers_own):
     worker: Worker = make_worker()
     raised: list[BaseException] = []
     ended = asyncio.Event()
@@ -134,7 +134,7 @@ async def test_nothing_is_written_for_a_run_that_is_anothers(make_worker, db):
         try:
             async with run.transaction() as connection:
                 await connection.execute(WRITE, run.run_id)
-                await db.execute("UPDATE notifyworker.runs SET lease_token = lease_token + 1, lease_owner = 'another'")
+                await handlers_own.execute("UPDATE notifyworker.runs SET lease_token = lease_token + 1, lease_owner = 'another'")
         except BaseException as error:
             raised.append(error)
             raise
@@ -175,7 +175,7 @@ def worker_is_idle(worker: Worker) -> bool:
     return conductor.slots.running == 0
 
 
-async def test_a_run_locked_for_a_moment_is_waited_for(make_worker, db, dsn):
+async def test_a_run_locked_for_a_moment_is_waited_for(make_worker, db, dsn, handlers_own):
     worker: Worker = make_worker()
     stranger = await asyncpg.connect(dsn)
 
@@ -190,7 +190,7 @@ async def test_a_run_locked_for_a_moment_is_waited_for(make_worker, db, dsn):
                         AND query LIKE '-- Which of these runs are still%' AND datname = current_database()"""
 
             async def release() -> None:
-                await eventually(lambda: db.fetchval(tried))
+                await eventually(lambda: handlers_own.fetchval(tried))
                 await lock.rollback()
 
             releasing.append(asyncio.create_task(release()))
@@ -335,7 +335,7 @@ async def test_more_handlers_than_connections_take_turns(make_worker, db):
     assert sorted(await effects(db)) == sorted(runs)
 
 
-async def test_a_handler_that_goes_on_after_its_commit_is_not_told_that_its_run_is_lost(make_worker, db):
+async def test_a_handler_that_goes_on_after_its_commit_is_not_told_that_its_run_is_lost(make_worker, db, handlers_own):
     worker: Worker = make_worker(lease_s=4.5, heartbeat_interval_s=0.3)
     ended = asyncio.Event()
 
@@ -343,9 +343,9 @@ async def test_a_handler_that_goes_on_after_its_commit_is_not_told_that_its_run_
     async def handle(run: Run) -> None:
         async with run.transaction() as connection:
             await connection.execute(WRITE, run.run_id)
-        beat = await db.fetchval("SELECT max(heartbeat_at) FROM notifyworker.workers")
+        beat = await handlers_own.fetchval("SELECT max(heartbeat_at) FROM notifyworker.workers")
         later = "SELECT max(heartbeat_at) > $1::timestamptz + interval '0.5 s' FROM notifyworker.workers"
-        await eventually(lambda: db.fetchval(later, beat))
+        await eventually(lambda: handlers_own.fetchval(later, beat))
         assert not run.cancelled
         ended.set()
 

@@ -89,6 +89,12 @@ class WorkerOptions(DatabaseOptions):
         Literal["exit", "log"] | None, Parameter(help="When no lease could be renewed in time [default: exit].")
     ] = None
     drain_timeout_s: Annotated[float | None, Parameter(help="Time to finish at shutdown [default: 30].", **_LEADING)] = None
+    idle_sleep_s: Annotated[
+        float | None, Parameter(help="Idle, send the database nothing for so long [default: none].", **_LEADING)
+    ] = None
+    idle_after_s: Annotated[float | None, Parameter(help="How long it is idle before it does so [default: 60].", **_LEADING)] = (
+        None
+    )
     transaction_connections: Annotated[
         int | None, Parameter(help="Connections for run.transaction(), opened when needed [default: 10].", **_LEADING)
     ] = None

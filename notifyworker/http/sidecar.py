@@ -62,7 +62,12 @@ class Sidecar:
         self._hear()
 
     def _hear(self) -> None:
-        self._worker.publish_to(self.publish if self._has_listeners or self._live.is_heard else None)
+        """Let the worker make no event that nobody wants: for pages one is enough, until they were drawn."""
+        pulse = self._noted if self._live.is_curious else None
+        self._worker.publish_to(self.publish if self._has_listeners else pulse)
+
+    def _noted(self, _event: dict[str, object]) -> None:
+        self._live.changed()
 
     async def start(self) -> None:
         """Listen. Raises SettingsError where anybody could come in or the certificate is unusable, StartError if the port can't be had."""

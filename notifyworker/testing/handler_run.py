@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from notifyworker import payload as payloads
-from notifyworker.errors import EventTimeout
+from notifyworker.errors import EventTimeout, JoinTimeout
 from notifyworker.family import ChildOutcome, OnFailure, Start
 from notifyworker.run import Done, Run
 
@@ -100,8 +100,16 @@ class _Desk:
         self._run.started += [*starts, *([last] if last else [])]
         return [uuid.uuid4() for _ in starts], uuid.uuid4() if last else None
 
-    async def join(self, run: Run, children: Sequence[uuid.UUID] | None, on_failure: OnFailure) -> list[ChildOutcome]:  # noqa: ARG002 - as above
-        """Return what was given."""
+    async def join(
+        self,
+        run: Run,  # noqa: ARG002 - as above
+        children: Sequence[uuid.UUID] | None,
+        on_failure: OnFailure,  # noqa: ARG002 - as above
+        timeout_s: float | None,
+    ) -> list[ChildOutcome]:
+        """Return what was given, or be too late."""
+        if timeout_s is not None and not self._run.outcomes:
+            raise JoinTimeout(children or [])
         return list(self._run.outcomes)
 
     async def event(self, run: Run, name: str, key: str | None, timeout_s: float | None) -> Any:  # noqa: ARG002 - as above

@@ -84,7 +84,9 @@ async def _performed(form: Form, seed: int, only: str, *, mixture: bool) -> list
         )
 
     async with scratch() as directory, asyncio.timeout(form.total_s):
-        return await Play(form, seed, directory, tell).perform(chosen(only), storm=mixture and (not only or only in MIXTURE))
+        return await Play(form, seed, directory, tell).perform(
+            chosen(only, short=form.name == SHORT.name), storm=mixture and (not only or only in MIXTURE)
+        )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ class Act:
     needs_server: bool = False
     #: Whether a busy machine may lengthen it: a form's slack is added then.
     has_slack: bool = True
+    #: The full form's alone, unless it is asked for by its name.
+    is_long: bool = False
 
 
 ACTS: list[Act] = []

@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 
 import notifyworker
+from chaos.kinds import BATCHED, CALLBACK, CHILD, DOOMED, ENDLESS_CHILD, FAMILY, OPENED, PAID
 from chaos.ledger import Ledger
 from notifyworker import Retry, Run, Worker
 from notifyworker.processes import is_child
@@ -57,6 +58,8 @@ async def good(run: Run, payload: dict[str, Any]) -> dict[str, int]:
 
 worker.handler("cancelled")(good)
 worker.handler("scheduled", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))(good)
+worker.handler(CHILD, retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))(good)
+worker.handler(CALLBACK, retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))(good)
 if os.environ.get("CHAOS_VERSION") == "next":
     worker.handler("newer")(good)
 
@@ -90,6 +93,70 @@ async def stepped(run: Run, payload: dict[str, Any]) -> dict[str, int]:
         if ms := payload.get("ms"):
             await asyncio.sleep(ms / 1000)
         return result
+
+
+@worker.handler(BATCHED, batch_size=5, batch_wait_s=0.02, retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))
+async def batched(runs: list[Run]) -> dict[Run, dict[str, int]]:
+    with contextlib.ExitStack() as all_noted:
+        return {run: all_noted.enter_context(noted(run)) for run in runs}
+
+
+@contextlib.contextmanager
+def waiting(run: Run) -> Iterator[None]:
+    """What may park the run: another may execute it before this handler has heard that it is cancelled."""
+    facts = {"run": str(run.run_id), "token": run.lease_token}
+    ledger.note("parks", **facts)
+    yield
+    ledger.note("goes on", **facts)
+
+
+@worker.handler(FAMILY, retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))
+async def family(run: Run, payload: dict[str, Any]) -> dict[str, Any]:
+    """Its result names every child, and what it was told of it; the judge compares that with what has happened."""
+    facts = {"run": str(run.run_id), "token": run.lease_token}
+
+    async def told(name: str, key: str | None = None) -> Any:
+        with waiting(run):
+            value = await run.event(name, key=key, timeout=3600)
+        ledger.note("took", name=name, key=key, value=value, **facts)
+        return value
+
+    with noted(run) as result:
+        run.log.info("begins", lease=run.lease_token)
+        await run.step("mark", ledger.note, "step", **facts)
+        ledger.note("recorded", **facts)
+        alone = [await run.start(CHILD, {"ms": n}) for n in range(payload.get("children", 3))]
+        group = await run.start_group([(CHILD, {})] * 2, then=(CALLBACK, {}))
+        await run.progress({"token": run.lease_token})
+        with waiting(run):
+            outcomes = await run.join()
+        seen = [[str(o.run_id), o.state, (o.result or {}).get("token")] for o in outcomes]
+        events = [await told(PAID), await told(OPENED, payload["key"])] if "key" in payload else []
+        late = await run.start(CHILD)
+        run.log.info("ends", lease=run.lease_token)
+        await run.progress({"token": run.lease_token})
+        named = {"alone": alone, "group": group.children, "then": [group.then], "late": [late]}
+        kin = {name: [str(child) for child in children] for name, children in named.items()}
+        return {**result, "family": {**kin, "seen": seen, "events": events}}
+
+
+@worker.handler(DOOMED)
+async def doomed(run: Run) -> None:
+    with noted(run):
+        for _ in range(3):
+            await run.start(ENDLESS_CHILD)
+        with waiting(run):
+            await run.join()
+
+
+@worker.handler(ENDLESS_CHILD)
+async def endless_child(run: Run) -> None:
+    """Waits in its slot; one that is taken over waits without one."""
+    with noted(run):
+        if run.attempt > 1:
+            with waiting(run):
+                await run.event("never")
+        await asyncio.Event().wait()
 
 
 @worker.handler("mirrored", version="v1", retry=Retry(max_attempts=100, base_s=0.05, cap_s=0.2))

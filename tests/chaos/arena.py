@@ -15,35 +15,37 @@ import asyncpg
 from servers import Cluster, eventually
 
 import notifyworker
-from chaos.check import Lease, Settle, Verdict, Witness, judge
+from chaos.check import judge
 from chaos.fleet import Fleet, Member
 from chaos.forms import Form
 from chaos.ledger import Entry, Ledger, Reader
 from chaos.thread import ProxyThread
+from chaos.witness import Lease, Settle, Verdict, Witness
 from notifyworker.database import DatabaseError
 from notifyworker.migrate import migrate
 
 #: Triggers that bear witness, in the very transactions of the system under test, where it never looks.
 WITNESSES = """
 CREATE SCHEMA chaos;
-CREATE TABLE chaos.inserted (run_id uuid);
+CREATE TABLE chaos.inserted (run_id uuid, parent_id uuid);
 CREATE TABLE chaos.leased (run_id uuid, lease_token bigint, lease_owner text, attempt int, max_attempts int);
 CREATE TABLE chaos.settled (run_id uuid, lease_token bigint, settled_by text, kind text, state text, error_code text,
-                            attempt int, result jsonb);
+                            attempt int, result jsonb, progress jsonb);
 CREATE TABLE chaos.effects (run_id uuid, lease_token bigint);
 CREATE FUNCTION chaos.insert_seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
-    'BEGIN INSERT INTO chaos.inserted SELECT NEW.run_id WHERE NOT NEW.is_shadow; RETURN NULL; END';
+    'BEGIN INSERT INTO chaos.inserted SELECT NEW.run_id, NEW.parent_id WHERE NOT NEW.is_shadow; RETURN NULL; END';
 CREATE FUNCTION chaos.lease_seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
     'BEGIN INSERT INTO chaos.leased VALUES (NEW.run_id, NEW.lease_token, NEW.lease_owner, NEW.attempt, NEW.max_attempts);
      RETURN NULL; END';
 CREATE FUNCTION chaos.settle_seen() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
     'BEGIN INSERT INTO chaos.settled VALUES (NEW.run_id, NEW.lease_token, NEW.settled_by, NEW.kind, NEW.state,
-                                             NEW.error_code, NEW.attempt, NEW.result); RETURN NULL; END';
+                                             NEW.error_code, NEW.attempt, NEW.result, NEW.progress); RETURN NULL; END';
 CREATE TRIGGER chaos_inserted AFTER INSERT ON notifyworker.runs FOR EACH ROW EXECUTE FUNCTION chaos.insert_seen();
 CREATE TRIGGER chaos_leased AFTER UPDATE ON notifyworker.runs FOR EACH ROW
     WHEN (NEW.lease_token <> OLD.lease_token AND NOT NEW.is_shadow) EXECUTE FUNCTION chaos.lease_seen();
 CREATE TRIGGER chaos_settled AFTER INSERT ON notifyworker.run_history FOR EACH ROW WHEN (NOT NEW.is_shadow) EXECUTE FUNCTION chaos.settle_seen();
 """
+_LOGS = "SELECT run_id::text, lease_token, lines FROM notifyworker.run_logs"
 CONF = "max_connections = 300\nshared_buffers = 64MB\n"
 
 
@@ -249,7 +251,7 @@ class Arena:
         leases = await self.fetch("SELECT run_id::text, lease_token, lease_owner, attempt, max_attempts FROM chaos.leased")
         settles = await self.fetch(
             "SELECT run_id::text, lease_token, settled_by, kind, state, error_code, attempt, (result ->> 'token')::bigint,"
-            " (result ->> 'pid')::bigint FROM chaos.settled"
+            " (result ->> 'pid')::bigint, result -> 'family', (progress ->> 'token')::bigint FROM chaos.settled"
         )
         effects = await self.fetch("SELECT run_id::text, lease_token FROM chaos.effects")
         live = await self.fetch("SELECT run_id::text FROM notifyworker.runs")
@@ -260,7 +262,7 @@ class Arena:
         return Witness(
             [row[0] for row in inserted],
             [Lease(*row) for row in leases],
-            [Settle(*row) for row in settles],
+            [Settle(*row[:9], row[9] and json.loads(row[9]), row[10]) for row in settles],
             [(row[0], row[1]) for row in effects],
             {row[0] for row in live},
             await self.value("SELECT count(*) FROM notifyworker.places"),
@@ -269,6 +271,13 @@ class Arena:
                 row["live_run_id"]: row["became"]
                 for row in await self.fetch("SELECT live_run_id::text, became FROM notifyworker.shadow_pairs")
             },
+            [
+                (row[0], row[1])
+                for row in await self.fetch(
+                    "SELECT run_id::text, parent_id::text FROM chaos.inserted WHERE parent_id IS NOT NULL"
+                )
+            ],
+            [(row[0], row[1], [line["lease"] for line in json.loads(row[2])]) for row in await self.fetch(_LOGS)],
         )
 
     async def close(self) -> None:

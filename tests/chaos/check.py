@@ -7,66 +7,12 @@ goes on beside the next attempt.
 """
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from chaos.kinds import AT_ONCE, CANCELLED, EXACT, HOLDS_GIL, LIMITED, MIRRORED, POISON, STEPPED
+from chaos import kin
+from chaos.kinds import AT_ONCE, CANCELLED, DOOMED, ENDLESS_CHILD, EXACT, HOLDS_GIL, LIMITED, MIRRORED, POISON, STEPPED
 from chaos.ledger import Entry
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """One grant of a lease, as the database saw it."""
-
-    run: str
-    token: int
-    owner: str
-    attempt: int
-    max_attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """One settle, as the database saw it. `by` None: reaped, or cancelled from outside."""
-
-    run: str
-    token: int
-    by: str | None
-    kind: str
-    state: str
-    error_code: str | None
-    attempt: int
-    result_token: int | None
-    result_pid: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Witness:
-    """What triggers wrote in another schema, in the transactions of the system under test; and what is still live."""
-
-    inserted: list[str]
-    leases: list[Lease]
-    settles: list[Settle]
-    #: Rows that handlers wrote in run.transaction(): the run, and the token of the lease.
-    effects: list[tuple[str, int]]
-    live: set[str]
-    #: Places of limits and keys that are still taken.
-    places: int = 0
-    #: Runs that a schedule inserted: the run, and for which second since 1970.
-    scheduled: list[tuple[str, int]] = field(default_factory=list)
-    #: What became of live runs' copies, by the live run.
-    copies: dict[str, str | None] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Verdict:
-    """How many runs there were; what was lost, done twice, or otherwise wrong."""
-
-    runs: int = 0
-    lost: list[str] = field(default_factory=list)
-    double: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    #: Commits of which the producer heard nothing, and that had happened.
-    recovered: int = 0
+from chaos.witness import Verdict, Witness
 
 
 def judge(entries: list[Entry], witness: Witness, *, gil_is_frozen: bool = False, is_mixed: bool = False) -> Verdict:
@@ -85,6 +31,7 @@ def judge(entries: list[Entry], witness: Witness, *, gil_is_frozen: bool = False
     _fence(entries, witness, verdict)
     _effects(witness, verdict)
     _steps(entries, verdict)
+    kin.judge(entries, witness, verdict)
     if is_mixed:
         _copies(entries, witness, verdict)
     if witness.places and not witness.live:
@@ -109,7 +56,7 @@ def _inserts(entries: list[Entry], witness: Witness, verdict: Verdict) -> set[st
     verdict.recovered = len(unheard & there)
     verdict.lost += [f"{run}: its commit was acknowledged, and it is not there" for run in sorted(told["ok"] - there)]
     verdict.wrong += [f"{run}: was rolled back, and is there" for run in sorted(told["rolled back"] & (there | started))]
-    by_clock = {run for run, _ in witness.scheduled}
+    by_clock = {run for run, _ in witness.scheduled} | {child for child, _ in witness.children}
     verdict.wrong += [f"{run}: nobody inserted it" for run in sorted((there | started) - told["try"] - by_clock)]
     ticks = Counter(tick for _, tick in witness.scheduled)
     verdict.double += [f"tick {tick} of the schedule came {count} times" for tick, count in ticks.items() if count > 1]
@@ -127,6 +74,8 @@ def _settles(committed: set[str], witness: Witness, verdict: Verdict, *, is_mixe
     verdict.wrong += [f"{run}: settled, and still live" for run in sorted(settled.keys() & witness.live)]
     for settle in witness.settles:
         expected = ("failed", POISON[settle.kind]) if settle.kind in POISON else ("completed", None)
+        if settle.kind in {DOOMED, ENDLESS_CHILD}:
+            expected = ("cancelled", None)
         if settle.kind == CANCELLED and settle.state == "cancelled":
             continue
         if settle.state != expected[0] or (settle.error_code != expected[1] and not is_mixed):
@@ -232,12 +181,18 @@ class Span:
 def _spans(entries: list[Entry], *, gil_is_frozen: bool) -> list[Span]:
     """All of them in the order in which they began."""
     ends: dict[tuple[str, int, int], float] = {}
+    parked: dict[tuple[str, int, int], float] = {}
     ceased: dict[int, list[float]] = defaultdict(list)
     for entry in entries:
         if entry.what == "end":
             ends.setdefault((*entry.lease, entry.pid), entry.at)
+        elif entry.what == "parks":
+            parked[*entry.lease, entry.pid] = entry.at
+        elif entry.what == "goes on":
+            parked.pop((*entry.lease, entry.pid), None)
         elif entry.what in {"exit", "freeze"} or (gil_is_frozen and entry.what == "start" and entry.facts["kind"] in HOLDS_GIL):
             ceased[entry.pid].append(entry.at)
+    ends |= parked
     spans: list[Span] = []
     for entry in entries:
         if entry.what == "start" and entry.facts["kind"] != "stubborn":

@@ -23,3 +23,11 @@ LIMITED, AT_ONCE = "flaky", 5
 CANCELLED = "cancelled"
 #: Is inserted by a schedule, once a second.
 SCHEDULED = "scheduled"
+#: Starts children, joins them, has a last run inserted when a group is settled, and waits for two events.
+FAMILY, CHILD, CALLBACK = "family", "child", "callback"
+#: What it waits for: the one is for it alone, the other for all of a key.
+PAID, OPENED = "paid", "opened"
+#: Several of them are executed at once.
+BATCHED = "batched"
+#: Waits for children that never end, until it is cancelled, and they with it.
+DOOMED, ENDLESS_CHILD = "doomed", "endless child"

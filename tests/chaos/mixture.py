@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 
-from chaos.kinds import AT_ONCE, CANCELLED, LIMITED
+from chaos.emitter import EMIT, KEYS
+from chaos.kinds import AT_ONCE, CANCELLED, DOOMED, FAMILY, LIMITED
 from chaos.outages import END_ALL, END_ONE
 from chaos.proxy import Proxy, Way
 from chaos.storm import Fault, Storm, fault, seconds
@@ -32,14 +33,6 @@ async def _kill_leader(s: Storm, _r: random.Random) -> int:
         return 0
     leader.kill()
     return 1
-
-
-@fault("SIGKILL in a settle", lasts=True)
-async def _kill_in_settle(s: Storm, r: random.Random) -> int:
-    by_name = {member.name: member for member in s.members}
-    moment: At = r.choice(("request", "answer"))
-    rule = Rule(statement("settle"), moment, "cut", deed=lambda name: by_name[name].kill())
-    return await _armed(s, rule, [member.proxy for member in s.members])
 
 
 async def _armed(s: Storm, rule: Rule, proxies: list[Proxy]) -> int:
@@ -192,6 +185,33 @@ fault("COMMIT executed, its answer lost")(_commit("answer"))
 fault("COMMIT lost on its way")(_commit("request"))
 
 
+@fault("emit cut before or after", lasts=True)
+async def _emit(s: Storm, r: random.Random) -> int:
+    return await _in_family(s, Rule(EMIT, r.choice(("request", "answer")), "cut"), [s.emitter.proxy])
+
+
+async def _in_family(s: Storm, rule: Rule, proxies: list[Proxy]) -> int:
+    armed = asyncio.create_task(_armed(s, rule, proxies))
+    await s.a.insert(FAMILY, key=KEYS[0])  # also when no others come any more
+    return await armed
+
+
+@fault("SIGKILL in a family's life", lasts=True)
+async def _kill_in_family(s: Storm, r: random.Random) -> int:
+    by_name = {member.name: member for member in s.members}
+    text = statement(r.choice(("children_insert", "park", "child_group_close", "event_take")))
+    rule = Rule(text, r.choice(("request", "answer")), "cut", deed=lambda name: by_name[name].kill())
+    return await _in_family(s, rule, [member.proxy for member in s.members])
+
+
+@fault("SIGKILL in a settle", lasts=True)
+async def _kill_in_settle(s: Storm, r: random.Random) -> int:
+    by_name = {member.name: member for member in s.members}
+    moment: At = r.choice(("request", "answer"))
+    rule = Rule(statement("settle"), moment, "cut", deed=lambda name: by_name[name].kill())
+    return await _armed(s, rule, [member.proxy for member in s.members])
+
+
 @fault("a stranger's locks on runs")
 async def _locks(s: Storm, r: random.Random) -> int:
     async def lock(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
@@ -227,6 +247,14 @@ async def _cancel_many(s: Storm, r: random.Random) -> int:
     while more := await s.a.value("SELECT done FROM notifyworker.cancel_runs($1, max_runs => 15)", CANCELLED):
         done += more
     return done
+
+
+@fault("a family is cancelled", lasts=True)
+async def _cancel_family(s: Storm, r: random.Random) -> int:
+    ids = await s.a.insert(DOOMED, 2)
+    await asyncio.sleep(seconds(r))  # before, or while its children are started, or executed
+    await s.a.fetch("SELECT notifyworker.cancel(run_id) FROM notifyworker.runs WHERE run_id = ANY ($1::uuid[])", ids)
+    return len(ids)
 
 
 @fault("everything is paused for half a second")

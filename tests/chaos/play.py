@@ -12,7 +12,7 @@ from pathlib import Path
 
 from servers import Cluster
 
-from chaos import failover, faults, many_hosts, mixture, network, outages, schedules  # noqa: F401 - they register what they do
+from chaos import failover, families, faults, many_hosts, mixture, network, outages, schedules  # noqa: F401 - they register what they do
 from chaos.acts import ACTS, Act, Skip
 from chaos.arena import CONF, Arena, arena, prepare
 from chaos.forms import Form
@@ -126,7 +126,9 @@ async def scratch() -> AsyncIterator[Path]:
             directory.rmdir()
 
 
-def chosen(only: str) -> list[Act]:
-    """Those whose name contains one of these words, comma-separated; all for none."""
+def chosen(only: str, *, short: bool = False) -> list[Act]:
+    """Those whose name contains one of these words, comma-separated; for none all, or all of the short form."""
     words = [word.strip() for word in only.split(",") if word.strip()]
-    return [act for act in ACTS if not words or any(word in act.name for word in words)]
+    if not words:
+        return [act for act in ACTS if not (short and act.is_long)]
+    return [act for act in ACTS if any(word in act.name for word in words)]

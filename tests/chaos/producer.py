@@ -8,7 +8,8 @@ from typing import Any
 
 import asyncpg
 
-from chaos.kinds import EXACT
+from chaos.emitter import KEYS
+from chaos.kinds import BATCHED, EXACT, FAMILY
 from chaos.ledger import Ledger
 from chaos.proxy import Proxy
 from chaos.thread import ProxyThread
@@ -87,14 +88,16 @@ class Producer:
             return outcome
 
     def _kind(self) -> str:
-        return self._random.choices(("good", "exact", "stepped", "flaky", "mirrored"), (65, 15, 10, 5, 5))[0]
+        kinds = ("good", EXACT, "stepped", "flaky", "mirrored", BATCHED, FAMILY)
+        return self._random.choices(kinds, (58, 15, 10, 5, 5, 4, 3))[0]
 
     def _key(self, kind: str) -> str | None:
-        """Some have a key, but none that is settled before its handler returns: that frees its key a moment before."""
-        return str(self._random.randrange(200)) if kind != EXACT and self._random.random() < 0.2 else None
+        """Some have a key, but none that is settled or parked before its handler ends: that frees its key a moment before."""
+        return str(self._random.randrange(200)) if kind not in {EXACT, FAMILY} and self._random.random() < 0.2 else None
 
     def _payload(self) -> str:
-        return json.dumps({"ms": self._random.choice((0, 0, 1, 5, 20)), "fails": self._random.randint(1, 3)})
+        ms, fails, key = self._random.choice((0, 0, 1, 5, 20)), self._random.randint(1, 3), self._random.choice(KEYS)
+        return json.dumps({"ms": ms, "fails": fails, "key": key})
 
     async def close(self) -> None:
         """End connection and proxy."""

@@ -36,6 +36,8 @@ class Proxy:
         self.drops_notifications = False
         self.delay_s = 0.0
         self.trickle = False
+        #: How many bytes clients have sent, the first of each connection included.
+        self.sent_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -236,6 +238,7 @@ class _Pair:
         out, kept = b"", False
         with contextlib.suppress(ConnectionError):
             while data := await self.client.read(65536):
+                self.proxy.sent_bytes += len(data)
                 if self.is_stranded:
                     continue
                 for kind, body, whole in messages.feed(data):

@@ -9,7 +9,7 @@ over, when it goes on, with its statement arriving late.
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -36,6 +36,8 @@ class Step:
     nth: int = 1
     #: Whether a worker's runs are taken over for its absence, and not for the end of a lease.
     is_of_presence: bool = False
+    #: The full form's alone.
+    is_long: bool = False
 
 
 class Shot:
@@ -221,23 +223,19 @@ async def _freeze(a: Arena, step: Step) -> float:
     return took_s
 
 
-def _register() -> None:
+def register(steps: Sequence[Step]) -> None:
+    """Make two acts of each: its cuts, and its freeze."""
+
     def script(how: Callable[[Arena, Step], Awaitable[float]], step: Step) -> Callable[[Arena], Awaitable[float]]:
         return lambda a: how(a, step)
 
-    for step in STEPS:
-        ACTS.append(Act(f"{step.name}: cut before and after", script(_cuts, step), presumed_dead, needs_server=False))
-        ACTS.append(
-            Act(
-                f"{step.name}: frozen, taken over, thawed",
-                script(_freeze, step),
-                partial(_thawed_s, step=step),
-                needs_server=False,
-            )
-        )
+    for step in steps:
+        cut, frozen = f"{step.name}: cut before and after", f"{step.name}: frozen, taken over, thawed"
+        ACTS.append(Act(cut, script(_cuts, step), presumed_dead, is_long=step.is_long))
+        ACTS.append(Act(frozen, script(_freeze, step), partial(_thawed_s, step=step), is_long=step.is_long))
 
 
-_register()
+register(STEPS)
 
 
 @act("settle: late, when the same worker has the run again", lapsed)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from chaos.arena import Arena
+from chaos.emitter import Emitter
 from chaos.fleet import Member
 from chaos.kinds import AT_ONCE, LIMITED, MIRRORED, SCHEDULED, TRIED
 from chaos.producer import Producer
@@ -24,6 +25,7 @@ class Storm:
         self.fired: Counter[str] = Counter()
         self.members: list[Member] = []
         self.producers: list[Producer] = []
+        self.emitter = Emitter(a)
         self._background: set[asyncio.Task[None]] = set()
         self._lasting = asyncio.Semaphore(_AT_ONCE)
 
@@ -46,15 +48,19 @@ class Storm:
             )  # fmt: skip
             self.producers.append(await producer.open(a.thread, a.cluster.port))
         work = [asyncio.create_task(producer.run()) for producer in self.producers]
+        await self.emitter.open()
+        emits = asyncio.create_task(self.emitter.run())
         try:
             await self._hurt(work)
             await asyncio.gather(*work, *self._background)
+            self.emitter.finish()
+            await emits
             await a.fetch("UPDATE notifyworker.schedules SET paused = true")
         finally:
-            for task in (*work, *self._background):
+            for task in (*work, *self._background, emits):
                 task.cancel()
-            await asyncio.gather(*work, *self._background, return_exceptions=True)
-            for producer in self.producers:
+            await asyncio.gather(*work, *self._background, emits, return_exceptions=True)
+            for producer in (*self.producers, self.emitter):
                 await producer.close()
 
     async def _hurt(self, work: "list[asyncio.Task[None]]") -> None:

@@ -38,7 +38,7 @@ class Overview:
         self._depths: list[tuple[float, int, int]] = []  # when, due and running: what no table keeps
 
     async def read(self, frame: Frame, span: str) -> dict[str, Any]:
-        """All of it, kept for twenty times as long as it took to read, at most ten seconds: many pages cost what one does. Raises DatabaseError."""
+        """All of it, kept for forty times as long as it took to read, at most ten seconds: many pages cost what one does. Raises DatabaseError."""
         async with self._turn:
             kept = self._kept.get(span)
             if kept is not None and time.monotonic() < kept[0]:
@@ -46,7 +46,7 @@ class Overview:
             began = time.monotonic()
             data = await self._read(frame, span)
             took_s = time.monotonic() - began
-            keep_s = min(10.0, max(1.0, 20 * took_s)) * random.uniform(0.8, 1.2)  # noqa: S311 - so that sidecars do not fall into step
+            keep_s = min(10.0, max(1.0, 40 * took_s)) * random.uniform(0.8, 1.2)  # noqa: S311 - so that sidecars do not fall into step
             self._kept[span] = time.monotonic() + keep_s, data
             return data
 

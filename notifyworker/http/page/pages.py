@@ -33,6 +33,7 @@ from notifyworker.http.page.runs import Runs
 from notifyworker.http.page.shadow import ShadowPage
 from notifyworker.http.page.site import Site, wants_page
 from notifyworker.http.page.system import System
+from notifyworker.http.page.views import Views
 from notifyworker.http.pool import Pool
 from notifyworker.http.problem import Handler, Problem, translate
 from notifyworker.http.query import Query, run_id_of
@@ -52,6 +53,7 @@ class Pages:
         self._live = live
         self.queries = Queries(worker.store.schema)
         self.site = Site(worker.settings.prefix or "", describe(worker.dsn).rpartition("@")[2])
+        self._views = Views(live, self.site.base)
         self._memory = Memory(describe(worker.dsn))
         self._overview = Overview(worker, pool, self.queries)
         self._runs = Runs(self.queries)
@@ -98,7 +100,7 @@ class Pages:
         page = self._pages.get(resource.canonical) if resource is not None else None
         if page is None or request.method not in {"GET", "HEAD"} or not (wants_page(request) or _is_home(request)):
             return await handler(request)
-        return await page(request)
+        return await (self._views.shown(request, page) if request.headers.get("HX-Request") == "true" else page(request))
 
     async def frame(self) -> Frame:
         """The fleet, at most two seconds old. Raises DatabaseError."""
@@ -119,6 +121,7 @@ class Pages:
         """Something was changed by hand: read the fleet anew."""
         self._frame = None
         self._overview.stale()
+        self._views.forget()
         self._shadow.stale()
 
     async def overview(self, request: web.Request) -> web.Response:

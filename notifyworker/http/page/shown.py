@@ -75,7 +75,7 @@ def _element(moment: datetime, text: str, form: str) -> Markup:
     machine = exact.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     title = exact.strftime("%Y-%m-%d %H:%M:%S.") + f"{exact.microsecond // 1000:03d} UTC"
     return Markup('<time datetime="{}" title="{}" data-f="{}"{}>{}</time>').format(
-        machine, title, form, Markup(' class="m"') if form != "ago" else "", text
+        machine, title, form, Markup(' class="m"') if form not in {"ago", "for"} else "", text
     )
 
 
@@ -85,7 +85,7 @@ def ago(moment: datetime | None, now: datetime, suffix: str = " ago") -> Markup 
         return "never"
     seconds = (now - moment).total_seconds()
     text = f"{duration(max(0.0, seconds))}{suffix}" if seconds > -1 else f"in {duration(seconds)}"
-    return _element(moment, text, "ago")
+    return _element(moment, text, "ago" if suffix else "for")
 
 
 def clock(moment: datetime | None, now: datetime, form: str = "s") -> Markup | str:

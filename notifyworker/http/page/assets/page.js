@@ -13,10 +13,16 @@ const paint = () => { theme === 'system' ? root.removeAttribute('data-theme') : 
 const pad = (n, w = 2) => String(n).padStart(w, '0');
 const span = s => s < 0.9995 ? Math.round(s * 1000) + ' ms' : s < 9.95 ? s.toFixed(1).replace('.0', '') + ' s' : s < 120 ? Math.round(s) + ' s' : s < 3600 ? Math.round(s / 60) + ' min' : s < 172800 ? Math.round(s / 3600) + ' h' : Math.round(s / 86400) + ' d';
 const local = () => $$('time[data-f]').forEach(t => {
-  const f = t.dataset.f; if (f === 'ago') return;
-  const d = new Date(t.dateTime); if (isNaN(d)) return;
+  const f = t.dataset.f, d = new Date(t.dateTime); if (isNaN(d) || f === 'ago' || f === 'for') return;
   const day = Math.abs(Date.now() - d) < 72e6 ? '' : d.getDate() + ' ' + d.toLocaleString('en', { month: 'short' }) + ' ';
   const text = day + pad(d.getHours()) + ':' + pad(d.getMinutes()) + (f === 'm' ? '' : ':' + pad(d.getSeconds()) + (f === 'ms' ? '.' + pad(d.getMilliseconds(), 3) : ''));
+  if (t.textContent !== text) t.textContent = text;
+});
+// how long ago: by the server's clock, which a page that did not change is not told again
+let zero = { at: 0, now: 0 };
+const passed = () => $$('time[data-f=ago], time[data-f=for]').forEach(t => {
+  const s = zero.now + (performance.now() - zero.at) / 1000 - Date.parse(t.dateTime) / 1000;
+  const text = s > -1 ? span(Math.max(0, s)) + (t.dataset.f === 'ago' ? ' ago' : '') : 'in ' + span(-s);
   if (t.textContent !== text) t.textContent = text;
 });
 // live: the pulse asks for the page again, unless the reader is at work on it; then it is asked for when the hand is off
@@ -34,6 +40,9 @@ const again = () => { const s = $('#stream'); if (s && window.htmx) htmx.trigger
 const still = () => paused || busy() || document.hidden;
 // asked twice: the hand may have come down while the answer was on its way
 for (const when of ['request', 'swap']) addEventListener('htmx:before:' + when, e => { if (e.target?.id === 'main' && still()) { missed = true; e.preventDefault(); } }, true);
+// the server draws a page once for all who see the same; who has seen it already is sent no more than that
+addEventListener('htmx:before:request', e => { if (e.target?.id === 'main') e.detail.ctx.request.headers['X-Seen'] = e.target.dataset.seen; });
+addEventListener('htmx:after:request', e => { if (e.target?.id === 'main' && e.detail.ctx.response.status === 204) { seen = Date.now(); passed(); show(); e.preventDefault(); } });
 addEventListener('htmx:after:swap', () => { dressed(); });
 addEventListener('htmx:sse:error', () => { cut = true; show(); });
 addEventListener('htmx:sse:close', () => { cut = true; show(); });
@@ -131,6 +140,7 @@ const latency = () => {
 draw.push(latency);
 const dressed = () => {
   const m = main(); if (m?.dataset.live === 'true') seen = Date.now();
+  if (m) zero = { at: performance.now(), now: +m.dataset.now };
   local(); leased(); said(); latency(); count(); tick();
   $$('[data-copy], [data-copy-link], [data-all]').forEach(b => { b.hidden = false; });
 };
