@@ -174,6 +174,31 @@ async def test_travel_makes_retries_and_scheduled_runs_due(client):
     assert (await drain(worker)).states == ["completed"]
 
 
+@pytest.mark.parametrize("what", ["event", "join"])
+async def test_travel_ends_what_a_run_waits_for(client, what):
+    worker = Worker()
+
+    @worker.handler("a")
+    async def handle(run: Run) -> str:
+        try:
+            if what == "event":
+                await run.event("paid", timeout=3600)
+            else:
+                await run.join([await run.start("later", run_at=datetime.now(UTC) + timedelta(days=1))], timeout=3600)
+        except TimeoutError as error:
+            return type(error).__name__
+        return "in time"
+
+    run_id = await client.enqueue("a")
+    assert "pending" in (await drain(worker)).states
+    assert await drain(worker) == []
+    await travel(minutes=59)
+    assert await drain(worker) == []
+    await travel(minutes=2)
+    assert (await drain(worker)).states == ["completed"]
+    assert (await client.get(run_id))["result"] == {"event": "EventTimeout", "join": "JoinTimeout"}[what]
+
+
 async def test_travel_ends_leases_pauses_and_windows(client, connection):
     worker = Worker()
 
