@@ -22,10 +22,13 @@ class Producer:
     """
     Inserts `count` runs in batches, and knows of each whether it was committed, rolled back, or that it can't know.
 
-    What a lost COMMIT has become is found out by looking afterwards, in `check`.
+    What a lost COMMIT has become is found out by looking afterwards, in `check`. `families`: some wait for events, which
+    somebody must emit.
     """
 
-    def __init__(self, *, name: str, database: str, count: int, per_s: float, ledger: Ledger, seed: int) -> None:
+    def __init__(
+        self, *, name: str, database: str, count: int, per_s: float, ledger: Ledger, seed: int, families: bool = False
+    ) -> None:
         self.name = name
         self.left = count
         self.proxy: Proxy
@@ -33,6 +36,7 @@ class Producer:
         self._per_s = per_s
         self._ledger = ledger
         self._random = random.Random(seed)
+        self._families = families
         self._connection: asyncpg.Connection[Any] | None = None
 
     async def open(self, thread: ProxyThread, server_port: int) -> "Producer":
@@ -89,7 +93,7 @@ class Producer:
 
     def _kind(self) -> str:
         kinds = ("good", EXACT, "stepped", "flaky", "mirrored", BATCHED, FAMILY)
-        return self._random.choices(kinds, (58, 15, 10, 5, 5, 4, 3))[0]
+        return self._random.choices(kinds, (58, 15, 10, 5, 5, 4, 3 if self._families else 0))[0]
 
     def _key(self, kind: str) -> str | None:
         """Some have a key, but none that is settled or parked before its handler ends: that frees its key a moment before."""

@@ -44,7 +44,7 @@ class Storm:
         for i in range(_PRODUCERS):
             producer = Producer(
                 name=f"producer{i}", database=a.database, count=count, per_s=count / a.form.mixture_s, ledger=a.ledger,
-                seed=a.random.getrandbits(32),
+                seed=a.random.getrandbits(32), families=True,
             )  # fmt: skip
             self.producers.append(await producer.open(a.thread, a.cluster.port))
         work = [asyncio.create_task(producer.run()) for producer in self.producers]
