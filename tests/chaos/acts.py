@@ -32,13 +32,18 @@ ACTS: list[Act] = []
 
 
 def act(
-    name: str, bound_s: float | Callable[[Form], float], *, needs_server: bool = False, has_slack: bool = True
+    name: str,
+    bound_s: float | Callable[[Form], float],
+    *,
+    needs_server: bool = False,
+    has_slack: bool = True,
+    is_long: bool = False,
 ) -> Callable[[Script], Script]:
     """Register an act. `needs_server`: it hurts the server itself, so it gets its own."""
 
     def register(script: Script) -> Script:
         bound = bound_s if callable(bound_s) else lambda _form: bound_s
-        ACTS.append(Act(name, script, bound, needs_server, has_slack))
+        ACTS.append(Act(name, script, bound, needs_server, has_slack, is_long))
         return script
 
     return register

@@ -59,8 +59,8 @@ register(
         Step("children: inserted", statement("children_insert"), _family),
         Step("parent: group", statement("child_group_put"), _family, is_long=True),
         Step("parent: parked", statement("park"), _family),
-        Step("parent: parked, COMMIT", "COMMIT;", _family),
-        Step("child: settled", statement("settle"), _family),
+        Step("parent: parked, COMMIT", "COMMIT;", _family, is_long=True),
+        Step("child: settled", statement("settle"), _family, is_long=True),
         Step("parent: asks for outcomes", statement("child_group_close"), _family, is_long=True),
         Step("parent: settled with a child", "COMMIT;", _family, nth=3, is_long=True),
         Step("event: taken", statement("event_take"), _awaiting),
@@ -99,7 +99,7 @@ async def emit_cut(a: Arena) -> float:
     return worst
 
 
-@act("two last children are settled at the same moment", presumed_dead)
+@act("two last children are settled at the same moment", presumed_dead, is_long=True)
 async def last_two(a: Arena) -> float:
     """Neither of their settles sees the other: a note is left, and the leader that is killed then must not matter."""
     await a.workers(3)
