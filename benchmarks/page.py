@@ -161,7 +161,7 @@ class Spent:
 
     def told(self, runs: int) -> str:
         """Per run."""
-        return f"(worker {self.worker_s / runs * 1e6:.0f} us, backends {self.backends_s / runs * 1e6:.0f} us a run, {self.answers} answers)"
+        return f"(worker {self.worker_s / runs * 1e6:.0f} us, backends {self.backends_s / runs * 1e6:.0f} us a run; {self.answers} answers, of which the database {self.pages_s * 1000:.0f} ms)"
 
 
 class Meter:

@@ -6,14 +6,15 @@ version looks for them each `poll_interval_s`, when it has itself settled such a
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from hashlib import md5
 from uuid import UUID
 
 from notifyworker.compare import Rules, Verdict, compare
 from notifyworker.database import DatabaseError, Link, brief, is_refusal
-from notifyworker.observe import log
+from notifyworker.observe import Metrics, log
 from notifyworker.pause import Backoff, is_set_within
 from notifyworker.run import Desk, Outcome, Run
 from notifyworker.settings import Settings
@@ -22,6 +23,7 @@ from notifyworker.store import Served
 
 _PAUSE_S = 0.25  # between looks that find nothing, however often live runs are settled
 _BATCH = 200
+_SOON_S, _LATE_S = 0.5, 2.0  # how long those that were leased together may take to begin, for more or fewer the next time
 _COMPARE_S = 0.5
 _RELOAD_S = 60.0
 _USUAL = Rules()
@@ -31,8 +33,10 @@ class Mirrors:
     """
     One worker's copies.
 
-    `free` tells how many slots live runs would get, `is_busy` whether live ones wait; `on_claimed` gets the copies and when
-    they were asked for; `in_doubt` hears of a claim without an answer, and `alone` keeps a look for such runs away meanwhile.
+    Copies are leased many at a time, since a claim costs far more than a copy, and begin here as slots allow.
+
+    `free` tells how many slots live runs would get, `is_busy` whether live ones wait; `on_leased` gets copies and when they
+    were asked for, and tells whether they may begin; `begin` those that do; `in_doubt` hears of a claim without an answer, and `alone` keeps a look for such runs away meanwhile.
     """
 
     def __init__(
@@ -43,10 +47,12 @@ class Mirrors:
         served: Served,
         lease_owner: str,
         *,
+        metrics: Metrics,
         desk: Desk,
         free: Callable[[], int],
         is_busy: Callable[[], bool],
-        on_claimed: Callable[[list[Run], float], None],
+        on_leased: Callable[[list[Run], float], bool],
+        begin: Callable[[list[Run]], None],
         alone: Callable[[], AbstractAsyncContextManager[None]],
         in_doubt: Callable[[], None],
     ) -> None:
@@ -56,9 +62,12 @@ class Mirrors:
         self._served = served
         self._lease_owner = lease_owner
         self._desk = desk
+        self._metrics = metrics
+        metrics.copies.set_function(lambda: len(self._running) + len(self._leased))
         self._free = free
         self._is_busy = is_busy
-        self._on_claimed = on_claimed
+        self._on_leased = on_leased
+        self._begin = begin
         self._alone = alone
         self._in_doubt = in_doubt
         self._kinds = [k for k, versions in served.versions.items() if any(v is not None for v in versions)]
@@ -67,6 +76,9 @@ class Mirrors:
         self._ends_at = float("inf")
         self._comparisons: dict[str, Rules] = {}
         self._is_stale = True
+        self._leased: deque[Run] = deque()
+        self._ahead = 0
+        self._leased_at = float("-inf")
         self._running: set[tuple[UUID, int]] = set()
         self._unsettled: set[UUID] = set()
         self._compare_at = 0.0
@@ -92,7 +104,7 @@ class Mirrors:
     @property
     def reserved(self) -> int:
         """Slots that are kept for copies that wait."""
-        return max(0, self._allowed - len(self._running)) if self._may_be_more else 0
+        return max(0, self._allowed - len(self._running)) if self._may_be_more or self._leased else 0
 
     # What the worker tells.
 
@@ -103,28 +115,50 @@ class Mirrors:
         self._wake.set()
 
     def settled(self, outcomes: Sequence[Outcome]) -> None:
-        """Outcomes were written."""
+        """Outcomes were written, so that there may be room again."""
+        if self._leased:
+            self._feed()
         if self._unsettled:
             before = len(self._unsettled)
             self._unsettled.difference_update(outcome.run_id for outcome in outcomes)
             self._is_to_compare = self._is_to_compare or len(self._unsettled) < before
-        if self._kinds and (self._rules or self._running):
+            if self._is_to_compare:
+                self._wake.set()
+        if self._kinds and self._rules and any(outcome.kind in self._rules for outcome in outcomes):
             self._wake.set()
 
     def slot_is_free(self) -> None:
         """A slot has become free, which may be one that is kept for a copy."""
-        if self._may_be_more:
+        if self._leased:
+            self._feed()
+        elif self._may_be_more:
             self._wake.set()
 
     def over(self, run: Run) -> None:
         """The handler of a copy has ended, or will never begin."""
         self._running.discard((run.run_id, run.lease_token))
-        self._wake.set()
+        if self._leased:
+            self._feed()
+        else:
+            self._wake.set()
 
     def stop(self) -> None:
         """Claim no more copies."""
         self._is_stopping = True
         self._may_be_more = False
+
+    def take_waiting(self) -> list[Run]:
+        """Return the copies that are leased and have not begun, and forget them."""
+        runs = list(self._leased)
+        self._leased.clear()
+        return runs
+
+    def take_from_waiting(self, leases: Mapping[UUID, int]) -> list[Run]:
+        """The same for those of these leases."""
+        runs = [run for run in self._leased if leases.get(run.run_id) == run.lease_token]
+        if runs:
+            self._leased = deque(run for run in self._leased if leases.get(run.run_id) != run.lease_token)
+        return runs
 
     # The loop.
 
@@ -170,12 +204,17 @@ class Mirrors:
 
     async def _round(self) -> bool:
         """Claim what slots are there for, and compare what is settled; False if it has asked for copies in vain."""
-        room = self._room()
-        if 0 < room < self._allowed // 2:
-            room = 0  # a claim for each slot that becomes free would cost live runs more than the copies do
-        claimed = await self._claim(room) if room > 0 else 0
-        # Without a free slot nobody knows: one is kept for the next look.
-        self._may_be_more = claimed == room if room > 0 else len(self._running) < self._allowed
+        self._feed()
+        room = 0 if self._leased else self._room()
+        if room > 0:
+            wanted = self._wanted(room)
+            claimed = await self._claim(wanted)
+            self._may_be_more = claimed == wanted
+        elif not self._leased:
+            claimed = 0  # without a free slot nobody knows whether there are any: one is kept for the next look
+            self._may_be_more = len(self._running) < self._allowed
+        else:
+            claimed = 0
         if self._clock() < self._compare_at:
             return claimed > 0 or room <= 0
         self._is_to_compare = False  # before: what is settled meanwhile is for the next time
@@ -192,6 +231,31 @@ class Mirrors:
             return min(1 - len(self._running), free) if not self._is_busy() else 0
         return min(self._allowed - len(self._running), free)
 
+    def _wanted(self, room: int) -> int:
+        """
+        How many to lease: what can begin now, and what will soon, going by how long the last ones took.
+
+        While live runs wait no more than can begin: a copy costs as much as three of those.
+        """
+        if self._is_busy():
+            return room
+        took_s = self._clock() - self._leased_at
+        if took_s < _SOON_S:
+            self._ahead = min(_BATCH, 2 * self._ahead + room)
+        elif took_s > _LATE_S:
+            self._ahead //= 2
+        return room + self._ahead
+
+    def _feed(self) -> None:
+        """Let begin what is leased, as slots allow."""
+        room = min(self._room(), len(self._leased))
+        if room > 0 and not self._is_stopping:
+            runs = [self._leased.popleft() for _ in range(room)]
+            self._running.update((run.run_id, run.lease_token) for run in runs)
+            self._begin(runs)
+            if not self._leased:
+                self._wake.set()
+
     async def _claim(self, limit: int) -> int:
         sent_at = self._clock()
         async with self._alone():
@@ -204,16 +268,21 @@ class Mirrors:
                 if not is_refusal(error):
                     self._in_doubt()
                 raise
-            self._running.update((run.run_id, run.lease_token) for run in runs)
             self._unsettled.update(run.run_id for run in runs)
-            if runs:
-                self._on_claimed(runs, sent_at)
+            if runs and self._on_leased(runs, sent_at):
+                self._leased_at = self._clock()
+                self._leased.extend(runs)
+                self._feed()
         return len(runs)
 
     async def _compare(self) -> int:
         pairs = await self._store.pairs_take(self._link, self._kinds, limit=_BATCH)
         if pairs:
-            await self._store.pairs_note(self._link, [(pair, *self._judge(pair)) for pair in pairs])
+            judged = [(pair, *self._judge(pair)) for pair in pairs]
+            await self._store.pairs_note(self._link, judged)
+            for pair, became, verdict in judged:
+                for found in verdict.ways if became == "different" else (became,):
+                    self._metrics.compared.labels(pair.kind, found).inc()
         return len(pairs)
 
     def _judge(self, pair: Pair) -> tuple[str, Verdict]:

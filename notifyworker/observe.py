@@ -223,6 +223,13 @@ class Metrics:
         self.stalls = Counter("notifyworker_loop_stalls", "Times the event loop was found not turning.", registry=registry)
         self.reaped = Counter("notifyworker_reaped", "Runs taken from workers.", ["reason", "became"], registry=registry)
         self.vacuums = Counter("notifyworker_vacuums", "Times this worker vacuumed the live table as leader.", registry=registry)
+        self.compared = Counter(
+            "notifyworker_shadow_compared",
+            "Copies compared with their live runs, by what was found.",
+            ["kind", "found"],
+            registry=registry,
+        )
+        self.copies = Gauge("notifyworker_shadow_copies", "Copies of live runs that this worker holds.", registry=registry)
         self.database_errors = Counter(
             "notifyworker_database_errors", "Statements that failed, by loop.", ["loop"], registry=registry
         )

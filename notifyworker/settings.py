@@ -36,6 +36,7 @@ FLEET_SETTINGS = ("reaper_interval_s", "max_payload_bytes", "max_result_bytes", 
 
 #: Where a proxy may show the page.
 PREFIX = r"(/[A-Za-z0-9._~-]+){0,8}"
+TRACE_ID = "{trace_id}"
 
 _LAPSE = 0.9  # of a lease without a renewal: then it may be another's soon
 
@@ -97,6 +98,7 @@ class Settings(BaseSettings):
     token: SecretStr | None = None
     tokens: SecretStr | None = None
     prefix: str | None = None
+    trace_url: str | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     run_log_lines: int = Field(200, ge=0, le=1000)
@@ -196,6 +198,14 @@ class Settings(BaseSettings):
     def _is_path(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(PREFIX, value):
             message = "give the path below which a proxy shows the page, such as /queue, without a slash at its end"
+            raise ValueError(message)
+        return value
+
+    @field_validator("trace_url")
+    @classmethod
+    def _is_template(cls, value: str | None) -> str | None:
+        if value is not None and (TRACE_ID not in value or not re.fullmatch(r"https?://[^\s\"'<>\\]+", value)):
+            message = f"give the address of a trace in your tracing UI, with {TRACE_ID} where its id stands: https://HOST/trace/{TRACE_ID}"
             raise ValueError(message)
         return value
 

@@ -37,12 +37,17 @@ def new_mirror(**given: Any) -> NewMirror:
 def check_kind_and_version(kind: Any, version: Any, project_id: Any = None) -> None:
     """Raise InvalidRun unless these can be a kind, a version and a project."""
     check_text("kind", kind, 200)
+    check_version_name(version)
+    if project_id is not None:
+        check_text("project_id", project_id, 200)
+
+
+def check_version_name(version: Any) -> None:
+    """Raise InvalidRun unless this can be a version."""
     try:
         check_version(version)
     except HandlerError as error:
         raise InvalidRun("version", str(error).partition("version ")[2].partition(" (")[0]) from None
-    if project_id is not None:
-        check_text("project_id", project_id, 200)
 
 
 def check_comparison(kind: Any, ignored: Sequence[str], tolerances: Mapping[str, Any]) -> None:

@@ -112,8 +112,8 @@ class Conductor:
         )  # fmt: skip
         self.mirrors = Mirrors(
             settings, ShadowStore(self.store), self._links["shadow"] if self._handlers.versions else self._side_link, served,
-            self.lease_owner, desk=self, free=self._free, is_busy=lambda: self.claims.more, on_claimed=self._claimed,
-            alone=lambda: self.claims.alone, in_doubt=self.claims.in_doubt,
+            self.lease_owner, metrics=self.metrics, desk=self, free=self._free, is_busy=lambda: self.claims.more, on_leased=self._leased,
+            begin=self._begin, alone=lambda: self.claims.alone, in_doubt=self.claims.in_doubt,
         )  # fmt: skip
         self.slots = Slots(
             settings.concurrency, settings.replaced_slots, self._execute, worker=self.lease_owner,
@@ -257,7 +257,7 @@ class Conductor:
         self.claims.stop()
         self.mirrors.stop()
         self.batches.hurry()
-        for run in self.slots.take_waiting():
+        for run in [*self.slots.take_waiting(), *self.mirrors.take_waiting()]:
             self._give_back(run)
 
     async def drain(self, timeout_s: float, force: asyncio.Event) -> bool:
@@ -332,11 +332,16 @@ class Conductor:
         return self.settings.concurrency + self.settings.prefetch - self.slots.used - unwritten - self.mirrors.reserved
 
     def _claimed(self, runs: list[Run], sent_at: float) -> None:
+        if self._leased(runs, sent_at):
+            self._begin(runs)
+
+    def _leased(self, runs: list[Run], sent_at: float) -> bool:
+        """These are ours; whether they may begin."""
         self.keeper.take(runs, sent_at)
         if self._stopping:
             for run in runs:
                 self._give_back(run)
-            return
+            return False
         for kind, count in Counter(run.kind for run in runs).items():
             self.metrics.claimed.labels(kind).inc(count)
         if self.mirrors.any_rules:
@@ -344,6 +349,9 @@ class Conductor:
         observe = self.metrics.pickup.observe
         for run in runs:
             observe(run.kind, max(0.0, run.waited_s))
+        return True
+
+    def _begin(self, runs: list[Run]) -> None:
         self.slots.put([Attempt(run, self._handlers[run.kind, run.version]) for run in runs])
 
     def _give_back(self, run: Run) -> None:
@@ -450,7 +458,7 @@ class Conductor:
 
     def _lost(self, lost: dict[UUID, int], why: str) -> None:
         """Leases that are another's now, or may be soon: cancel what runs under them."""
-        for run in self.slots.take_from_waiting(lost):
+        for run in [*self.slots.take_from_waiting(lost), *self.mirrors.take_from_waiting(lost)]:
             self._tell_lost(run, why)
             if why == "lapse":
                 self._give_back(run)

@@ -39,6 +39,8 @@ SAFE_IN_A_CRASH = {"fsync": "off", "full_page_writes": "off"}
 _ENOUGH_BYTES = 3 * 1024**3  # the tests need less than a quarter at a time
 #: Until what surely comes has come, however busy the machine is. What a worker of the tests does by the clock comes later.
 SURELY_S = 30.0
+#: Until a process of ours has started: an interpreter, and all that it imports, where others want the processors as well.
+STARTED_S = 90.0
 _HEALTHY_S = 60.0  # until a container has initialised and answers
 _T = TypeVar("_T")
 

@@ -20,7 +20,7 @@ from chaos.witness import Lease, Settle, Verdict, Witness
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(690)
 def test_the_short_form_loses_nothing_and_does_nothing_twice(tmp_path):
     output = tmp_path / "output"
     with output.open("w") as file:  # and not a pipe, which a process left behind would keep open
@@ -29,7 +29,7 @@ def test_the_short_form_loses_nothing_and_does_nothing_twice(tmp_path):
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
     try:
-        code = harness.wait(450)
+        code = harness.wait(650)
     finally:
         harness.terminate()  # it takes its servers down with it
         with contextlib.suppress(subprocess.TimeoutExpired):

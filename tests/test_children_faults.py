@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from chaos.wire import Rule, statement
-from servers import eventually
+from servers import STARTED_S, eventually
 from test_children import all_of, insert, no_notes
 from test_cli import ROOT, start
 from test_steps import settled, take_from_its_worker
@@ -149,7 +149,7 @@ async def test_a_worker_that_is_killed_at_any_statement(make_worker, db, dsn, pr
     process = await start("worker", "killed_app:worker", "--no-sidecar", cwd=tmp_path, env=env)
     rule = await proxy.arm(Rule(text, at, "cut", purpose=purpose, deed=lambda _name: process.kill()))
     run_id = await insert(db)
-    await asyncio.wait_for(process.communicate(), 60)
+    await asyncio.wait_for(process.communicate(), STARTED_S)
     assert rule.fired.is_set()
     await take_all(dsn)
 

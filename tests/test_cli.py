@@ -19,7 +19,7 @@ from typing import Any
 import asyncpg
 import commands
 import pytest
-from servers import as_role, eventually, processes, scratch_directory
+from servers import STARTED_S, as_role, eventually, processes, scratch_directory
 
 import notifyworker
 from notifyworker.cli import masked
@@ -122,7 +122,7 @@ async def running(folder: Path, dsn: str, *options: str) -> AsyncIterator[asynci
         return await connection.fetchval("SELECT EXISTS (SELECT FROM notifyworker.workers WHERE pid = $1)", process.pid)
 
     try:
-        await eventually(present)
+        await eventually(present, STARTED_S)
         yield process
     finally:
         await connection.close()
@@ -524,7 +524,7 @@ async def _is(connection: asyncpg.Connection, run_id: str, state: str) -> bool:
 async def _read_until(process: asyncio.subprocess.Process, words: str) -> str:
     assert process.stderr is not None
     said = ""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(STARTED_S):
         while not (match := re.search(words, said)):
             line = await process.stderr.readline()
             assert line, said
@@ -683,9 +683,13 @@ async def test_enqueue_every_column(dsn: str, connection: asyncpg.Connection) ->
         "idempotency_key": "once", "is_shadow": True, "headers": {"traceparent": "00-1"}, "state": "pending",
     }  # fmt: skip
     assert {name: run[name] for name in wanted} == wanted
-    again = await call("enqueue", "email.send", "--project-id", "p", "--idempotency-key", "once", "--json", env=env)
-    assert again.json() == {"run_id": run_id, "existing": True, "replaced": False}
-    assert await connection.fetchval("SELECT count(*) FROM notifyworker.runs") == 1
+    live, again = [
+        (await call("enqueue", "email.send", "--project-id", "p", "--idempotency-key", "once", "--json", env=env)).json()
+        for _ in range(2)
+    ]
+    assert (live["run_id"] != run_id, live["existing"]) == (True, False)  # a shadow run's key holds nothing
+    assert again == {"run_id": live["run_id"], "existing": True, "replaced": False}
+    assert await connection.fetchval("SELECT count(*) FROM notifyworker.runs") == 2
 
 
 DEEP = "[" * 10_000 + "]" * 10_000

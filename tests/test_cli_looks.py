@@ -17,7 +17,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from servers import Cluster, eventually
+from servers import STARTED_S, Cluster, eventually
 from test_cli import APP, call, environment, refused, running, start
 
 from notifyworker import InvalidRun, Worker
@@ -36,7 +36,7 @@ class Lines:
     async def until(self, pattern: str, stream: str = "stdout") -> str:
         reader = getattr(self.process, stream)
         seen = ""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(STARTED_S):
             while not re.search(pattern, seen):
                 line = await reader.readline()
                 assert line, f"it ended after {seen!r}"
@@ -92,7 +92,7 @@ async def on_terminal(
 
     loop.add_reader(master, read)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(STARTED_S):
             while not re.search(until, seen.decode(errors="replace")):
                 arrived.clear()
                 await arrived.wait()

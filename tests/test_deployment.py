@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import asyncpg
 import pytest
 import yaml
-from servers import eventually
+from hatchling.builders.wheel import WheelBuilder
+from servers import STARTED_S, eventually
 from test_cli import APP, start
 from test_observability import measured
 
@@ -46,7 +48,7 @@ def notify_socket(address: str) -> Any:
 
 
 async def said(heard: socket.socket) -> str:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(STARTED_S):
         return (await asyncio.get_running_loop().sock_recv(heard, 4096)).decode()
 
 
@@ -249,6 +251,30 @@ async def test_scaled_to_zero_and_back_nothing_is_left_lying(dsn: str, connectio
         async with worker:
             await eventually(lambda: connection.fetchval("SELECT NOT EXISTS (SELECT FROM notifyworker.runs)"))
     assert await connection.fetchval("SELECT count(*) FROM notifyworker.run_history WHERE state = 'completed'") == 3
+
+
+def test_compose_fits_the_settings_and_its_image_gets_all_that_a_wheel_needs(tmp_path: Path) -> None:
+    """As far as can be told without an engine."""
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    worker = services["worker"]
+    given = worker["environment"]
+    for name in given:
+        assert name == "PGPASSWORD" or name.removeprefix("NOTIFYWORKER_").lower() in Settings.model_fields
+    assert float(worker["stop_grace_period"].removesuffix("s")) > float(given["NOTIFYWORKER_DRAIN_TIMEOUT_S"]) + LEFT_S
+    assert worker["ports"] == [f"127.0.0.1::{given['NOTIFYWORKER_PORT']}"]
+    assert f":{given['NOTIFYWORKER_PORT']}/readyz" in worker["healthcheck"]["test"][-1]
+    for command in (services["migrate"]["command"], worker["command"], worker["healthcheck"]["test"][2]):
+        assert command.split()[0] in EXAMPLES
+    assert services["postgres"]["volumes"] == ["data:/var/lib/postgresql"]
+    for line in re.findall(r"^COPY (?!examples)(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE):
+        *sources, target = line.split()
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / source, tmp_path)
+    (wheel,) = WheelBuilder(str(tmp_path)).build(directory=str(tmp_path / "dist"))
+    assert "notifyworker/data.zip.xz" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_the_page_names_files_that_are_there() -> None:

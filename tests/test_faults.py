@@ -16,7 +16,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from servers import SURELY_S, Cluster, eventually
+from servers import STARTED_S, SURELY_S, Cluster, eventually
 from structlog.testing import capture_logs
 from test_life import insert, is_empty, run_of, settled, state
 
@@ -46,7 +46,7 @@ class Process:
         return [line for line in lines if line["event"] == name]
 
     async def started(self) -> "Process":
-        await eventually(lambda: self.events("worker_started") or self.exited())
+        await eventually(lambda: self.events("worker_started") or self.exited(), STARTED_S)
         assert self.popen.poll() is None, self.log_file.read_text()
         return self
 

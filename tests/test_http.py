@@ -214,7 +214,7 @@ async def test_a_run_is_inserted_shown_cancelled_and_retried(ask: Caller) -> Non
         json={
             "kind": "email.send", "payload": {"to": "ä@example.org", "big": 2**53 + 1, "bigger": 2**70}, "priority": 3,
             "run_at": "2031-01-02T03:04:05.678+02:00", "timeout": 2.5, "max_attempts": 7, "project_id": "p",
-            "headers": {"traceparent": "00-a"}, "is_shadow": True, "expires_at": None, "idempotency_key": "once",
+            "headers": {"traceparent": "00-a"}, "is_shadow": False, "expires_at": None, "idempotency_key": "once",
         },
     )  # fmt: skip
     run_id = inserted.json["run_id"]
@@ -229,7 +229,7 @@ async def test_a_run_is_inserted_shown_cancelled_and_retried(ask: Caller) -> Non
     }  # fmt: skip
     assert run["payload"] == {"to": "ä@example.org", "big": 2**53 + 1, "bigger": 2**70}
     assert (run["run_at"], run["timeout"], run["state"]) == ("2031-01-02T01:04:05.678000Z", 2.5, "pending")
-    assert (run["priority"], run["max_attempts"], run["is_shadow"]) == (3, 7, True)
+    assert (run["priority"], run["max_attempts"], run["is_shadow"]) == (3, 7, False)
     assert run["created_at"].endswith("Z")
 
     again = await ask.post("/runs", json={"kind": "email.send", "project_id": "p", "idempotency_key": "once"})

@@ -1,17 +1,21 @@
 """The testing kit: as its functions are used, and in a project of a user's own that pytest is run on."""
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from servers import SURELY_S, eventually
+from servers import SURELY_S, eventually, scratch_directory
 
 from notifyworker import Cancel, Client, InvalidRun, Retry, Run, SchemaNotMigrated, SettingsError, Worker
+from notifyworker.store import Store
 from notifyworker.testing import DrainTimeout, HandlerRun, assert_enqueued, assert_not_enqueued, drain, enqueued, travel
+from notifyworker.testing.place import KitStore
 
 PAGE = (Path(__file__).parents[1] / "docs" / "testing.md").read_text()
 
@@ -52,6 +56,35 @@ async def test_drain_executes_all_that_is_due_and_what_that_enqueues(client):
     assert await drain(worker) == []
     with pytest.raises(AssertionError, match=r"1 of 3 runs are not completed:\na cancelled \(attempt 1 of 2, no more\)"):
         drained.assert_completed()
+
+
+@pytest.mark.parametrize("statement", ["settle", "give_back"])
+async def test_drain_tells_of_a_run_whose_settle_is_seen_before_its_worker_hears_the_answer(client, monkeypatch, statement):
+    """The answer comes only after drain() has seen that nothing is left."""
+    worker = Worker()
+    is_seen = asyncio.Event()
+    left, write = KitStore.left, getattr(Store, statement)
+
+    async def look(self: KitStore, *args: Any) -> Any:
+        if not (found := await left(self, *args)):
+            is_seen.set()
+        return found
+
+    async def write_and_answer_late(self: Store, *args: Any) -> Any:
+        answer = await write(self, *args)
+        await is_seen.wait()
+        return answer
+
+    monkeypatch.setattr(KitStore, "left", look)
+    monkeypatch.setattr(Store, statement, write_and_answer_late)
+
+    @worker.handler("a", retry=Retry(max_attempts=2, delay=3600))
+    async def handle(run: Run) -> None:
+        if statement == "give_back":
+            raise ValueError("again")
+
+    await client.enqueue("a")
+    assert (await drain(worker)).states == ["completed" if statement == "settle" else "pending"]
 
 
 async def test_drain_shows_the_traceback_of_what_failed(client):
@@ -271,12 +304,12 @@ async def test_a_handler_run_records(db):
     assert shadow.effects == [{"name": "mail", "args": ["a"], "kwargs": {}}]
 
 
-def in_a_project(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def in_a_project(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run pytest as a user would, with the plugin found by its entry point alone."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("NOTIFYWORKER_", "PYTEST_"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("NOTIFYWORKER_", "PYTEST_"))} | more
     slow = [option for name in ("schemathesis", "hypothesispytest", "xdist") for option in ("-p", f"no:{name}")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *slow, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
 @pytest.fixture
@@ -290,11 +323,11 @@ def project(tmp_path):
 
 
 def test_the_pages_project_passes_and_leaves_nothing_behind(project):
-    before = set(Path("/tmp").glob("notifyworker-test-*"))
-    done = in_a_project(project)
+    with scratch_directory() as place:  # others may use the kit at the same time, in /tmp
+        done = in_a_project(project, TMPDIR=str(place))
 
-    assert "6 passed" in done.stdout, done.stdout + done.stderr
-    assert set(Path("/tmp").glob("notifyworker-test-*")) - before == set()
+        assert "6 passed" in done.stdout, done.stdout + done.stderr
+        assert list(place.glob("notifyworker-test-*")) == []
 
 
 def test_it_works_without_pytest_asyncio_and_with_tables_of_ones_own(project):

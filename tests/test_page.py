@@ -1,5 +1,6 @@
 """The page without a browser: each of its pages, what it is drawn with, its actions, and that looking changes nothing."""
 
+import asyncio
 import gzip
 import hashlib
 import html
@@ -17,17 +18,19 @@ from urllib.parse import urlencode
 import aiohttp
 import asyncpg
 import pytest
-from servers import Cluster, eventually
+from servers import SURELY_S, Cluster, eventually
 from test_http import Answer, Caller, ask, claim, serve  # noqa: F401 - a fixture
 
 from notifyworker import Run
+from notifyworker.data import folder
 from notifyworker.errors import SettingsError
-from notifyworker.http.page import charts, shown
+from notifyworker.http.page import charts, shown, views
 from notifyworker.http.page.attention import Need, sentence, suspects
 from notifyworker.http.page.queries import Queries
 from notifyworker.http.page.runs import filter_of, find
+from notifyworker.http.page.site import Site
 from notifyworker.http.pool import Pool
-from notifyworker.migrate import migrate
+from notifyworker.migrate import migrate, render
 from notifyworker.settings import Settings
 from notifyworker.tokens import named_tokens_of
 
@@ -657,3 +660,103 @@ async def test_a_list_is_read_along_its_order_however_few_fit(dsn: str, connecti
             sorts = (await on.fetch("SHOW enable_sort"))[0][0]
         assert sorts == ("off" if is_walked else "on"), given
     pool.close()
+
+
+# What it costs
+
+PULSE = {**HTML, "HX-Request": "true"}
+
+
+async def test_pages_that_follow_the_pulse_are_drawn_once_for_all(ask: Caller, monkeypatch) -> None:  # noqa: F811
+    drawn: list[str] = []
+    plain = Site.render
+
+    def counted(self: Site, request: Any, template: str, *args: Any, **options: Any) -> Any:
+        drawn.append(template)
+        return plain(self, request, template, *args, **options)
+
+    monkeypatch.setattr(Site, "render", counted)
+    monkeypatch.setattr(views, "FRESH_S", SURELY_S)
+    first = await ask.get("/runs", headers=PULSE)
+    same = await asyncio.gather(*(ask.get("/runs", headers=PULSE) for _ in range(10)))
+    assert {answer.text for answer in same} == {first.text}
+    assert drawn == ["runs.html"]
+    await ask.get("/runs?state=failed", headers=PULSE)
+    assert len(drawn) == 2
+    run_id = await ask.insert(kind="k")
+    assert run_id not in (await ask.get("/runs", headers=PULSE)).text
+    assert run_id in (await ask.get("/runs", headers=HTML)).text  # who asks by hand is shown this moment
+    checked(await ask.get("/runs", headers=PULSE))
+
+
+async def test_a_page_that_did_not_change_is_not_sent_again(ask: Caller, connection) -> None:  # noqa: F811
+    await fresh(ask, "/schedules")
+    first = await ask.get("/schedules", headers=PULSE)
+    (seen,) = re.findall(r'data-seen="([0-9a-f]{16})"', first.text)
+    for route in (None, "stale"):
+        if route:  # drawn anew, at another moment
+            await fresh(ask, "/schedules")
+        again = await ask.get("/schedules", headers={**PULSE, "X-Seen": seen})
+        assert (again.status, again.text) == (204, "")
+    await connection.execute("INSERT INTO notifyworker.schedules (name, cron, kind) VALUES ('new', '* * * * *', 'k')")
+    await fresh(ask, "/schedules")
+    changed = await ask.get("/schedules", headers={**PULSE, "X-Seen": seen})
+    assert "new" in words(changed)
+
+
+async def test_for_pages_a_worker_tells_of_one_run_until_they_are_drawn(dsn: str) -> None:
+    async with serve(dsn) as ask, ask.session.get(ask.sidecar.url + "/live") as response:  # noqa: F811
+        await response.content.readuntil(b"\n\n")
+        await eventually(lambda: ask.worker.sink is not None)
+        ask.worker.sink({"run_id": "x", "state": "running"})
+        assert ask.worker.sink is None
+        assert (await response.content.readuntil(b"\n\n")).startswith(b"event: tick\n")
+        await eventually(lambda: ask.worker.sink is not None)
+
+
+async def test_times_of_a_kind_are_found_by_its_index_however_rare_it_is(dsn: str, connection) -> None:
+    await connection.execute(
+        """INSERT INTO notifyworker.run_history (run_id, run_at, created_at, started_at, lease_token, priority, max_attempts, attempt,
+               is_shadow, state, kind, project_id, payload, headers, errors)
+           SELECT notifyworker.uuid7(), now(), now(), now(), 1, 0, 3, 1, false, 'completed', 'k' || n % 20, 'p', '{}', '{}', '[]'
+             FROM generate_series(1, 20000) AS n"""
+    )
+    await connection.execute("ANALYZE notifyworker.run_history")
+    for name, arguments in (("kind_times", (["rare"], 200)), ("last_runs", (["s"], ["rare"], 500))):
+        text = render(folder("http/page/sql").joinpath(f"{name}.sql").read_text(), "notifyworker")
+        plan = "\n".join(row[0] for row in await connection.fetch("EXPLAIN (ANALYZE, TIMING off) " + text, *arguments))
+        removed = [int(number) for number in re.findall(r"Rows Removed by Filter: (\d+)", plan)]
+        assert sum(removed) < 1000, plan
+
+
+# What a run is one of
+
+
+async def test_a_run_leads_to_its_trace_and_to_its_twin(dsn: str, connection) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    async with serve(dsn, trace_url="https://traces.example/t/{trace_id}?from=1") as ask:  # noqa: F811
+        run_id = await ask.insert(kind="k", headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "big": 2**70})
+        page = await fresh(ask, f"/runs/{run_id}")
+        assert f'href="https://traces.example/t/{trace}?from=1"' in page.text
+        for wrong in ("00-x-y-z", f'00-{trace}"><b>-00f067aa0ba902b7-01', "00-" + "0" * 32 + "-00f067aa0ba902b7-01", 7):
+            other = await ask.insert(kind="k", headers={"traceparent": wrong})
+            assert "traces.example" not in (await fresh(ask, f"/runs/{other}")).text
+        assert (await act(ask, "again", id=run_id, how="shadow")).status == 303
+        copy = await connection.fetchrow("SELECT run_id, headers FROM notifyworker.runs WHERE is_shadow")
+        assert json.loads(copy["headers"])["big"] == 2**70
+        for one, twin in ((run_id, copy["run_id"]), (copy["run_id"], run_id)):
+            assert f'/runs/{twin}"' in (await fresh(ask, f"/runs/{one}")).text
+        mirrored, live = uuid.uuid4(), await ask.insert(kind="k")
+        await connection.execute(
+            "INSERT INTO notifyworker.shadow_pairs (live_run_id, shadow_run_id, kind, project_id, version, became) "
+            "VALUES ($1, $2, 'k', 'p', '2', 'different')", uuid.UUID(live), mirrored
+        )  # fmt: skip
+        told = await fresh(ask, f"/runs/{live}")
+        assert f'/runs/{mirrored}"' in told.text
+        assert "version 2, differs" in words(told)
+
+
+@pytest.mark.parametrize("wrong", ["https://traces.example/", "javascript:{trace_id}", "https://x/{trace_id} ", "{trace_id}"])
+def test_addresses_of_traces_that_are_none(wrong: str) -> None:
+    with pytest.raises(SettingsError, match="trace_url"):
+        Settings.load(keywords={"dsn": "postgresql://h/d", "trace_url": wrong})

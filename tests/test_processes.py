@@ -15,12 +15,12 @@ import process_app
 import psutil
 import pytest
 import structlog
-from servers import eventually
+from servers import STARTED_S, eventually
 from test_life import insert, run_of, settled
 
 from notifyworker import HandlerError, Retry, Run, Worker
 
-SPAWNED_S = 30  # an interpreter is started, on a machine that does other things as well
+SPAWNED_S = STARTED_S  # an interpreter is started, on a machine that does other things as well
 
 
 def children() -> list[psutil.Process]:

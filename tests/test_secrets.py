@@ -19,7 +19,7 @@ import aiohttp
 import asyncpg
 import pytest
 import structlog
-from servers import SURELY_S, Cluster, eventually, free_port
+from servers import STARTED_S, Cluster, eventually, free_port
 from test_cli import start
 from test_http import serve
 
@@ -201,7 +201,7 @@ async def test_a_whole_fleet_and_all_that_goes_wrong_in_it_tell_no_secret(tmp_pa
         ]
         try:
             for port in ports:  # which is the last that a worker does at its start
-                await eventually(lambda port=port: _answers(f"http://127.0.0.1:{port}"), 2 * SURELY_S)
+                await eventually(lambda port=port: _answers(f"http://127.0.0.1:{port}"), STARTED_S)
             for worker in workers:
                 heard.note("process title", command_line(worker.pid))
             assert "app:worker" in command_line(workers[1].pid)

@@ -81,6 +81,13 @@ async def the_whole_way(pricing: Pricing, client: Client, count: int) -> None:
     assert report["ways"] == {"outcome": 0, "failure": 0, "result": wrong, "effects": wrong}
     assert report["agreement_low"] < report["agreement"] == 1 - wrong / count < report["agreement_high"] < 0.99
     assert re.search(r"result.cents: \d+ -> \d+\n?", report["differing"][0]["diff"])
+    sample = pricing.worker._conductor.metrics.registry.get_sample_value
+    expected = {"same": count - wrong, "result": wrong, "effects": wrong, "failure": None}
+    await eventually(
+        lambda: (
+            {f: sample("notifyworker_shadow_compared_total", {"kind": "price.quote", "found": f}) for f in expected} == expected
+        )
+    )
     with pytest.raises(RunConflict, match=f"97 % of {count:,} runs agree, and 99 % are wanted"):
         await client.promote("price.quote", "v2")
 

@@ -138,17 +138,18 @@ async def test_a_client_inside_of_it_changes_nothing(shadow, dsn):
             await client.mirror("k", "v2")
             await client.promote("k", "v2", force=True)
             await client.switch_back("k")
+            await client.emit("paid", {"n": 1}, key="order-1")
             await asyncio.to_thread(asyncio.run, _elsewhere(dsn))
             return f"{len({first, *both, *many})}"
 
     run = await shadow.of(handle)
     assert (run["state"], run["result"]) == ("completed", '"5"'), run["errors"]
     assert await shadow.rows("notifyworker.all_runs") == 1
-    for table in ("schedules", "pauses", "limits", "mirrors", "versions"):
+    for table in ("schedules", "pauses", "limits", "mirrors", "versions", "events", "idempotency_keys"):
         assert await shadow.rows(f"notifyworker.{table}") == 0
     names = [effect["name"] for effect in json.loads(run["effects"])]
     assert names == [
-        "enqueue", "enqueue", "enqueue", "enqueue_many", "put_schedule", "pause", "cancel", "set_limit", "mirror", "promote", "switch_back", "enqueue",
+        "enqueue", "enqueue", "enqueue", "enqueue_many", "put_schedule", "pause", "cancel", "set_limit", "mirror", "promote", "switch_back", "emit", "enqueue",
     ]  # fmt: skip
 
 
@@ -176,6 +177,50 @@ async def test_also_in_a_thread_and_in_a_batch(shadow, dsn, executor):
     run = await shadow.of(plain, **({"batch_size": 2, "batch_wait_s": 0.01} if executor == "batch" else {}))
     assert run["state"] == "completed", run["errors"]
     assert await shadow.rows("notifyworker.all_runs") == 1
+
+
+async def test_it_starts_no_child(shadow):
+    async def handle(run: Run) -> str:
+        child = await run.start("other", {"n": 1})
+        await run.join()
+        return f"{child is not None}"
+
+    run = await shadow.of(handle)
+    assert (run["state"], run["result"]) == ("completed", '"True"'), run["errors"]
+    assert await shadow.rows("notifyworker.all_runs") == 1
+    for table in ("children", "child_groups"):
+        assert await shadow.rows(f"notifyworker.{table}") == 0, table
+
+
+async def test_a_copys_progress_result_errors_and_log_never_reach_its_live_run(make_worker, connection):
+    worker = make_worker()
+
+    @worker.handler("k", version="v1")
+    async def live(run: Run) -> str:
+        await run.progress({"by": "v1"})
+        return "v1"
+
+    @worker.handler("k", version="v2")
+    async def tried(run: Run) -> None:
+        await run.progress({"by": "v2"})
+        run.log.info("by v2")
+        raise ValueError("by v2")
+
+    await connection.execute("SELECT notifyworker.set_mirror('k', 'v2', 100)")
+    async with worker:
+        run_id = await connection.fetchval("INSERT INTO notifyworker.runs (kind, max_attempts) VALUES ('k', 1) RETURNING run_id")
+
+        async def is_compared() -> bool:
+            return await connection.fetchval("SELECT count(*) FROM notifyworker.shadow_pairs WHERE became = 'different'") == 1
+
+        await eventually(is_compared)
+    runs = await connection.fetch("SELECT * FROM notifyworker.all_runs ORDER BY is_shadow")
+    assert [(run["state"], run["is_shadow"]) for run in runs] == [("completed", False), ("failed", True)]
+    assert (runs[0]["run_id"], runs[0]["result"], runs[0]["errors"], json.loads(runs[0]["progress"])) == (
+        run_id, '"v1"', "[]", {"by": "v1"},
+    )  # fmt: skip
+    assert json.loads(runs[1]["progress"]) == {"by": "v2"}
+    assert await connection.fetchval("SELECT count(*) FROM notifyworker.run_logs WHERE run_id = $1", run_id) == 0
 
 
 async def test_a_shadow_run_pauses_no_kind(shadow):

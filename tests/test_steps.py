@@ -16,7 +16,7 @@ import pytest
 import structlog
 from chaos.proxy import Proxy
 from chaos.wire import Rule, statement
-from servers import eventually
+from servers import STARTED_S, eventually
 from test_cli import ROOT, refused, start
 from test_cli import call as command
 from test_pauses import _Session
@@ -679,7 +679,7 @@ async def test_a_worker_that_is_killed_at_any_statement(make_worker, db, dsn, pr
     rule = await proxy.arm(Rule(text, at, "cut", purpose=purpose, deed=lambda _name: process.kill()))
     marks = tmp_path / "marks"
     run_id = await insert(db, {"file": str(marks)})
-    await asyncio.wait_for(process.communicate(), 60)
+    await asyncio.wait_for(process.communicate(), STARTED_S)
     assert rule.fired.is_set()
     await take_from_its_worker(dsn)
 

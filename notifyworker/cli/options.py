@@ -124,6 +124,9 @@ class WorkerOptions(DatabaseOptions):
         str | None, Parameter(help="NAME:operator:SECRET or NAME:viewer:SECRET, ... Better given as NOTIFYWORKER_TOKENS.")
     ] = None
     prefix: Annotated[str | None, Parameter(help="The path below which a proxy shows the page [default: none].")] = None
+    trace_url: Annotated[
+        str | None, Parameter(help="Where the page's links to traces lead, with {trace_id} in it [default: no links].")
+    ] = None
     tls_cert: Annotated[Path | None, Parameter(help="Its certificate with the chain, a PEM file [default: no TLS].")] = None
     tls_key: Annotated[Path | None, Parameter(help="The certificate's key, a PEM file without a password.")] = None
     run_log_lines: Annotated[

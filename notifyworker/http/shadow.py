@@ -18,7 +18,7 @@ from notifyworker.http.problem import Problem
 from notifyworker.http.query import Query
 from notifyworker.shadow_report import shadow_report
 from notifyworker.shadow_store import ShadowStore
-from notifyworker.shadowing import check_kind_and_version, new_mirror
+from notifyworker.shadowing import check_kind_and_version, check_version_name, new_mirror
 from notifyworker.store import Store
 
 _NOTHING = frozenset[str]()
@@ -56,8 +56,10 @@ class Shadow:
         since, first = since_of(query.text("since"), await self._store.clock(self._pool)), query.whole("first")
         if first is not None and first > _MOST:
             raise InvalidRun("first", f"must be at most {_MOST}")
+        if (version := query.name("version")) is not None:
+            check_version_name(version)
         report = await shadow_report(
-            self._store, self._pool, kind=query.name("kind"), version=query.name("version"), project_id=query.name("project_id"),
+            self._store, self._pool, kind=query.name("kind"), version=version, project_id=query.name("project_id"),
             since=since, first=10 if first is None else first,
         )  # fmt: skip
         return json_answer({"shadow": report, **await state_of(self._store, self._pool)})

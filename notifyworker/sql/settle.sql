@@ -44,5 +44,6 @@ SELECT count(*),
            SELECT {schema}.mirror(array_agg(r.run_id), array_agg(r.kind), array_agg(r.project_id)) IS NULL
              FROM gone AS r
             WHERE r.kind = ANY (array(SELECT m.kind FROM {schema}.mirrors AS m)) AND NOT r.is_shadow AND r.became <> 'cancelled'
+              AND {schema}.part_of(r.run_id) < (SELECT max(m.percent) FROM {schema}.mirrors AS m)
            HAVING count(*) > 0) END AS mirrored
   FROM kept

@@ -80,10 +80,12 @@ async def drain(
                         _refuse(f"drain() has not ended within timeout_s={timeout_s:g}", watch, left, conductor)
                     await is_set_within(watch.news, _LOOK_S)
                     watch.news.clear()
-                rows = [await store.run_get(connection, run_id) for run_id in watch.ended]
-                return Drained(as_dict(row) for row in rows if row is not None)
         finally:
             await conductor.drain(1.0, asyncio.Event())
+        # Now the worker has told of each run: what is settled is seen in the database before its worker hears the answer.
+        async with opened(conductor.dsn, conductor.store.schema) as (connection, store):
+            rows = [await store.run_get(connection, run_id) for run_id in list(watch.ended)]
+        return Drained(as_dict(row) for row in rows if row is not None)
     finally:
         await conductor.close()
 

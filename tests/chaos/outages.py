@@ -36,7 +36,7 @@ async def _kept(a: Arena, ids: list[str], until: object) -> None:
 
 
 async def _restarts(a: Arena, mode: str, times: int) -> float:
-    await a.workers(2)
+    await a.workers(2, **a.form.outlasting)
     ids, until = await _held(a)
     worst = 0.0
     for _ in range(times):

@@ -31,9 +31,8 @@ class Need:
 
 def of_fleet(frame: Frame, reasons: list[str], interval_s: float) -> list[Need]:
     """What the workers and the leader tell."""
-    found = [
-        Need("bad", "This worker does not do its job", reason, links=[("See the system", "/system")]) for reason in reasons[:3]
-    ]
+    told = " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in reasons[:3])  # of one worker: one thing
+    found = [Need("bad", "This worker does not do its job", told, links=[("See the system", "/system")])] if reasons else []
     for worker in frame.silent[:5]:
         name, leases = short(worker["lease_owner"]), worker["leases"]
         if worker["heartbeat_at"] is None:

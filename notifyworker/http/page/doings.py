@@ -148,7 +148,8 @@ def again(store: Store, pool: Pool, row: Any, how: str, edited: str | None) -> D
                 return 1, f"made run {await store.run_replay(pool, run_id)}"
         new = NewRun(
             row["kind"], row["payload"], row["project_id"], row["priority"], max_attempts=row["max_attempts"], timeout=row["timeout"],
-            is_shadow=True, concurrency_key=row["concurrency_key"], headers=row["headers"],
+            is_shadow=True, concurrency_key=row["concurrency_key"],
+            headers=payloads.encode(payloads.parse(row["headers"].encode()) | {"shadow_of": str(run_id)}),
         )  # fmt: skip
         try:
             made = (await store.run_insert(pool, new)).run_id

@@ -17,6 +17,7 @@ from notifyworker.http.page.queries import Queries
 from notifyworker.http.page.shown import duration, short
 from notifyworker.relatives import relatives_of
 from notifyworker.run_log_store import RunLogStore
+from notifyworker.settings import TRACE_ID
 from notifyworker.step_store import StepStore
 
 _JSON = ("payload", "headers", "progress", "errors", "result", "effects")
@@ -45,11 +46,14 @@ class OneRun:
         audits = [dict(audit) for audit in await self._queries.rows(on, "audit", str(run_id), None, 20)]
         steps = [dict(step) for step in await self._steps.steps_list(on, run_id, run["created_at"])]
         logs = [dict(lease) for lease in await self._logs.run_logs_list(on, run_id, run["created_at"])]
+        twins = [dict(twin) for twin in await self._queries.rows(on, "twins", run_id)]
         family = await relatives_of(self._worker.store, on, row)
         owner = next((w for w in frame.workers if w["lease_owner"] == run["lease_owner"]), None)
         attempts = _attempts(run, errors, reaps, frame.now)
-        headers = _loaded(run["headers"])
-        trace = headers.get("traceparent") if isinstance(headers, dict) else None
+        loaded = _loaded(run["headers"])
+        headers = loaded if isinstance(loaded, dict) else {}
+        trace = _trace(headers.get("traceparent"))
+        template = self._worker.settings.trace_url
         return {
             "run": run,
             "errors": errors[::-1][:_SHOWN_ERRORS],
@@ -67,10 +71,35 @@ class OneRun:
             "lease_s": owner["lease_s"] if owner and owner["lease_s"] else self._worker.settings.lease_s,
             "sizes": {name: len(run[name].encode()) for name in _JSON if run[name] is not None},
             "effects": _effects(run["effects"]),
-            "trace": trace.split("-")[1] if isinstance(trace, str) and trace.count("-") == 3 else None,  # noqa: PLR2004 - W3C's form
-            "schedule": headers.get("schedule") if isinstance(headers, dict) else None,
+            "twins": [*twins, *_by_hand(run, headers, audits, {twin["run_id"] for twin in twins})],
+            "trace": trace,
+            "trace_url": template.replace(TRACE_ID, trace) if template and trace else None,
+            "schedule": headers.get("schedule"),
             "says": _says(run, errors, frame.now),
         }
+
+
+def _trace(given: Any) -> str | None:
+    """The id in a traceparent of W3C's form."""
+    found = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", given) if isinstance(given, str) else None
+    return found[1] if found and found[1].strip("0") else None
+
+
+def _by_hand(
+    run: dict[str, Any], headers: dict[str, Any], audits: list[dict[str, Any]], known: set[UUID]
+) -> list[dict[str, Any]]:
+    """Twins that somebody made from this page: the copy names the run in its headers, and the audit names the copy."""
+    told = [(headers.get("shadow_of"), False)] if run["is_shadow"] else []
+    told += [(one["outcome"].removeprefix("made run "), True) for one in audits if one["action"] == "shadow" and one["outcome"]]
+    found = []
+    for text, is_copy in told:
+        try:
+            twin = UUID(text)
+        except (ValueError, TypeError, AttributeError):
+            continue
+        if twin not in known:
+            found.append({"run_id": twin, "is_copy": is_copy, "version": None, "became": None})
+    return found
 
 
 def _loaded(text: str | None) -> Any:
