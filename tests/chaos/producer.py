@@ -22,8 +22,7 @@ class Producer:
     """
     Inserts `count` runs in batches, and knows of each whether it was committed, rolled back, or that it can't know.
 
-    What a lost COMMIT has become is found out by looking afterwards, in `check`. `families`: some wait for events, which
-    somebody must emit.
+    What a lost COMMIT has become is found out by looking afterwards, in `check`.
     """
 
     def __init__(
@@ -36,7 +35,8 @@ class Producer:
         self._per_s = per_s
         self._ledger = ledger
         self._random = random.Random(seed)
-        self._families = families
+        #: How many of a hundred are families: none where nobody emits what they wait for.
+        self._families = 3 if families else 0
         self._connection: asyncpg.Connection[Any] | None = None
 
     async def open(self, thread: ProxyThread, server_port: int) -> "Producer":
@@ -93,7 +93,7 @@ class Producer:
 
     def _kind(self) -> str:
         kinds = ("good", EXACT, "stepped", "flaky", "mirrored", BATCHED, FAMILY)
-        return self._random.choices(kinds, (58, 15, 10, 5, 5, 4, 3 if self._families else 0))[0]
+        return self._random.choices(kinds, (58, 15, 10, 5, 5, 4, self._families))[0]
 
     def _key(self, kind: str) -> str | None:
         """Some have a key, but none that is settled or parked before its handler ends: that frees its key a moment before."""
