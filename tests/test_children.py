@@ -95,7 +95,7 @@ async def test_a_child_is_inserted_when_its_parent_is_completed(make_worker, db,
 async def test_an_attempt_that_fails_starts_nothing(make_worker, db, end, kinds):
     worker: Worker = make_worker()
 
-    @worker.handler("parent", retry=Retry(max_attempts=2, base_s=3600, cap_s=3600))
+    @worker.handler("parent", retry=Retry(max_attempts=2, delay=3600))
     async def parent(run: Run) -> None:
         await run.start("child")
         await run.start("always", if_failed=True)

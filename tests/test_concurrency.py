@@ -288,7 +288,9 @@ async def test_the_net_finds_what_was_lost(fleet, ledger, connection):
     """Places without a run, places of a cancelled run whose worker is gone, and a run that waits for a free key."""
     await insert(connection, key="x")
     await connection.execute("UPDATE notifyworker.runs SET waits_for = 'key'")
-    place = "INSERT INTO notifyworker.places VALUES (0, 'default', $1, 0, gen_random_uuid(), 'nobody', $2)"
+    place = (
+        "INSERT INTO notifyworker.places VALUES (0, 'default', $1, 0, gen_random_uuid(), 'nobody', $2, CASE WHEN $2 THEN 1 END)"
+    )
     await connection.execute(place, "y", False)
     await connection.execute(place, "z", True)
     await insert(connection, key="y")

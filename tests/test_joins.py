@@ -129,7 +129,7 @@ async def test_a_last_child_that_ends_later_changes_no_other_time(make_worker, d
     worker: Worker = make_worker()
     is_held = asyncio.Event()
 
-    @worker.handler("parent", retry=Retry(max_attempts=3, base_s=3600, cap_s=3600))
+    @worker.handler("parent", retry=Retry(max_attempts=3, delay=3600))
     async def parent(run: Run) -> None:
         if run.lease_token > 1:
             is_held.set()

@@ -71,13 +71,13 @@ async def test_a_later_call_replaces_what_a_pending_run_has(db):
 
     again = await db.fetchval(
         """SELECT notifyworker.enqueue('a', '{"n": 2}', idempotency_key => 'k', debounce => '2 hours', priority => 5,
-                                       headers => '{"h": 1}', max_attempts => 1, is_shadow => true)"""
+                                       headers => '{"h": 1}', max_attempts => 1)"""
     )
 
     (run,) = await rows(db)
     assert again == first == run["run_id"]
     assert (run["payload"], run["priority"], run["headers"], run["max_attempts"]) == ({"n": 2}, 5, '{"h": 1}', 1)
-    assert (run["attempt"], run["errors"], run["progress"], run["is_shadow"]) == (0, "[{}]", None, True)
+    assert (run["attempt"], run["errors"], run["progress"]) == (0, "[{}]", None)
     assert HOUR < run["left"] <= 2 * HOUR
     assert run["idempotency_key"] == "k"
 
