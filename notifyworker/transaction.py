@@ -80,6 +80,13 @@ class Transactions:
             self._pool.terminate()
             self._pool = None
 
+    async def finish(self) -> None:
+        """End the commits that no handler waits for any more: with all connections closed, nothing answers them."""
+        committing = list(self._committing)
+        for task in committing:
+            task.cancel()
+        await asyncio.gather(*committing, return_exceptions=True)
+
     @asynccontextmanager
     async def open(self, attempt: Attempt, given: "Connection | None") -> AsyncIterator[Connection]:
         """

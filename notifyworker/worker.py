@@ -302,6 +302,7 @@ class Conductor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.transactions.finish()
         await self.steps.close()
         await self.slots.close()
         await self.batches.close()

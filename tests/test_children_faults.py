@@ -111,6 +111,21 @@ async def test_a_cut_around_the_wait(make_proxied, db, proxy, name, purpose, at)
     assert len(await all_of(db, "child")) == 1
 
 
+async def test_a_question_that_nobody_answers_ends_with_its_worker(make_proxied, db, proxy):
+    """The handler has been given up; what it had asked goes on in a task of its own, and asked a closed connection for ever."""
+    worker: Worker = make_proxied(drain_timeout_s=0.1)
+
+    @worker.handler("parent")
+    async def parent(run: Run) -> None:
+        await run.event("paid")
+
+    await insert(db)
+    rule = await proxy.arm(Rule(statement("event_take"), "request", "hold", purpose="side"))
+    async with worker:
+        await eventually(rule.fired.is_set)
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "notifyworker commit"]
+
+
 KILLED_APP = """
 from notifyworker import Run, Worker
 

@@ -53,10 +53,12 @@ async def recorded(db: asyncpg.Connection) -> list[tuple[Any, ...]]:
 async def take_from_its_worker(dsn: str) -> None:
     """As the reaper does with the run of a worker that is gone."""
     db = await asyncpg.connect(dsn)
-    async with db.transaction():  # or a heartbeat could renew it in between
-        await db.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE state = 'running'")
-        assert len(await Store("notifyworker").reap(db, limit=1, reaper="test", presumed_dead=[])) == 1
-    await db.close()
+    try:
+        async with db.transaction():  # or a heartbeat could renew it in between
+            await db.execute("UPDATE notifyworker.runs SET lease_expires_at = now() WHERE state = 'running'")
+            assert len(await Store("notifyworker").reap(db, limit=1, reaper="test", presumed_dead=[])) == 1
+    finally:
+        db.terminate()  # whoever calls it in a handler may be cancelled here
 
 
 class Done:
