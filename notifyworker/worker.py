@@ -486,6 +486,7 @@ class Conductor:
     def _listening(self) -> None:
         self.claims.look_now()
         self.mirrors.changed()
+        self.keeper.announce()  # a cancel, or a drain, may have been asked while nobody listened: the answer says so
 
     def _heard(self, message: str) -> None:
         what, _, argument = message.partition(":")

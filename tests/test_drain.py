@@ -6,6 +6,8 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 import pytest
+from chaos.proxy import Proxy
+from chaos.wire import Rule
 from servers import SURELY_S, eventually
 from test_cli import call, refused
 from test_page import FORM
@@ -104,3 +106,22 @@ async def test_it_is_asked_about_first(make_worker: Any, connection: Any, undo: 
         assert button in text
         assert ("only worker that answers" in text) is (undo == "")
         assert not await connection.fetchval("SELECT drain_asked FROM notifyworker.workers")
+
+
+async def test_a_drain_that_was_asked_before_the_worker_listened_is_known_once_it_does(
+    make_proxied: Any, connection: Any, proxy: Proxy
+) -> None:
+    """Nobody hears the notification, and the next heartbeat is far away."""
+    worker = make_proxied(heartbeat_interval_s=30, lease_s=90)
+    worker.handler("k")(_nothing)
+    rule = await proxy.arm(Rule('LISTEN "notifyworker"', "request", "hold", purpose="listener"))
+    async with worker:
+        await eventually(rule.fired.is_set)
+        owner = await connection.fetchval("SELECT lease_owner FROM notifyworker.workers")
+        await connection.execute("SELECT notifyworker.drain($1)", owner)
+        await proxy.heal()
+        asked = "SELECT state = 'draining' FROM notifyworker.workers"
+        await eventually(lambda: connection.fetchval(asked), 20)
+
+
+async def _nothing(run: Run) -> None: ...

@@ -103,14 +103,16 @@ async def test_drain_shows_the_traceback_of_what_failed(client):
 
 
 async def test_drain_ends_with_a_clear_error_where_there_is_no_end(client):
-    worker = Worker(concurrency=1)  # so that one runs, and at most one more is there
+    worker = Worker(concurrency=1)  # so that one is executed, and at most one more is settled just then
 
     @worker.handler("again")
     async def again(run: Run) -> None:
         await client.enqueue("again")
 
     await client.enqueue("again")
-    with pytest.raises(DrainTimeout, match=r"more than max_runs=5 attempts; executed: \d+ of 'again'; left: 1 .*enqueue its own"):
+    with pytest.raises(
+        DrainTimeout, match=r"more than max_runs=5 attempts; executed: \d+ of 'again'; left: [12] .*enqueue its own"
+    ):
         await drain(worker, max_runs=5)
 
 
