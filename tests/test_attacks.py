@@ -212,8 +212,13 @@ async def test_two_attempts_at_one_run_in_one_worker_settle_by_the_newer(make_wo
     async with worker:
         run_id = await insert(connection, "a")
         await eventually(lambda: all_run(connection, [run_id]))
-        await connection.execute("UPDATE notifyworker.runs SET lease_expires_at = now() - interval '1 s'")
-        await eventually(lambda: began == [1, 2])
+        expired = "UPDATE notifyworker.runs SET lease_expires_at = now() - interval '1 s' WHERE attempt = 1 AND state = 'running'"
+
+        async def taken_over() -> bool:
+            await connection.execute(expired)  # again, where a heartbeat has renewed it before the reaper came
+            return began == [1, 2]
+
+        await eventually(taken_over)
         releases[2].set()
         releases[1].set()
         run = await settled(connection, run_id)
