@@ -90,7 +90,7 @@ class Shifts:
     async def _opened(self) -> "Connection | None":
         """Connect, to listen if that can be heard here; None if there is something to do. Raises DatabaseError."""
         settings = self.now.settings
-        is_heard = settings.listen and not self.now.listener.why_deaf
+        is_heard = not self.now.listener.why_deaf
         direct = settings.listen_dsn.get_secret_value() if settings.listen_dsn and is_heard else self.now.dsn
         opening = reconnect(direct, schema=settings.schema_name, purpose="rest")
         connection: Connection | None = await self._unless_stopped(opening)
@@ -138,7 +138,7 @@ class Shifts:
             quiet_s = 0.0
         await conductor.close()
         conductor.metrics.beat_age.set_function(lambda: 0.0)  # there is no heartbeat that could be late
-        is_listening = conductor.settings.listen and not conductor.listener.why_deaf
+        is_listening = not conductor.listener.why_deaf
         if not is_listening:
             connection.terminate()
         if quiet_s > 0:

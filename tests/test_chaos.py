@@ -13,9 +13,10 @@ import pytest
 from chaos.check import judge
 from chaos.kinds import AT_ONCE, LIMITED
 from chaos.ledger import Entry, Ledger, Reader
-from chaos.mutants import MUTANTS, TOP
+from chaos.mutants import MUTANTS
 from chaos.table import Row
 from chaos.witness import Lease, Settle, Verdict, Witness
+from copies import TOP
 
 TESTS = Path(__file__).parent
 

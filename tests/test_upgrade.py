@@ -3,17 +3,17 @@
 import asyncio
 import contextlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Self
 
 import asyncpg
+import copies
 import pytest
 from servers import eventually
 from structlog.testing import capture_logs
-from test_cli import ROOT, call, refused, start
+from test_cli import call, refused, start
 
 from notifyworker import Run, SchemaTooNew, Worker
 from notifyworker.migrate import newest
@@ -36,17 +36,14 @@ async def work(run: Run) -> dict:
 
 @pytest.fixture
 def next_version(tmp_path: Path) -> Path:
-    """A copy of the package with one migration more: what a later version may do to tables in use."""
-    package = tmp_path / "next"
-    for part in ("notifyworker", "schema"):
-        shutil.copytree(ROOT / part, package / part, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "schema" / f"{newest() + 1:04d}_next.sql").write_text(
+    """What a later version may do to tables in use."""
+    return copies.next_version(
+        tmp_path / "next",
         "ALTER TABLE {schema}.runs ADD COLUMN next text;\n"
         "ALTER TABLE {schema}.run_history ADD COLUMN next text;\n"
         "ALTER TABLE {schema}.workers ADD COLUMN next text;\n"
-        "CREATE INDEX runs_next ON {schema}.runs (next) WHERE next IS NOT NULL;\n"
+        "CREATE INDEX runs_next ON {schema}.runs (next) WHERE next IS NOT NULL;\n",
     )
-    return package
 
 
 @contextlib.asynccontextmanager

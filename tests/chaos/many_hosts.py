@@ -1,7 +1,6 @@
 """Hosts that are cut off, paused, gone, or have another time; and a new version that is rolled out over them under load."""
 
 import asyncio
-import shutil
 import signal
 import statistics
 import sys
@@ -11,15 +10,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from copies import next_version
+
 from chaos import hosts
 from chaos.acts import act, lapsed
 from chaos.arena import Arena
 from chaos.forms import Form
 from chaos.hosts import HOUR_OFF, Host, Resident
 from chaos.load import Load
-from notifyworker.migrate import newest
 
-TOP = Path(__file__).parents[2]
+#: What a later version may do to tables in use.
+_MIGRATION = """
+ALTER TABLE {schema}.runs ADD COLUMN next text;
+ALTER TABLE {schema}.workers ADD COLUMN next text;
+CREATE FUNCTION {schema}.next() RETURNS integer LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$;
+"""
 
 
 def _resident(
@@ -151,21 +156,6 @@ async def vanished(a: Arena) -> float:
     return took_s
 
 
-def _next_version(directory: Path) -> Path:
-    """A copy of the package with one migration more."""
-    package = directory / "next"
-    for part in ("notifyworker", "schema"):
-        shutil.copytree(TOP / part, package / part, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "schema" / f"{newest() + 1:04d}_next.sql").write_text(
-        "-- What a later version may do to tables in use.\n"
-        "ALTER TABLE {schema}.runs ADD COLUMN next text;\n"
-        "ALTER TABLE {schema}.workers ADD COLUMN next text;\n"
-        "CREATE FUNCTION {schema}.next() RETURNS integer LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$;\n",
-        encoding="utf-8",
-    )
-    return package
-
-
 @act("hosts: a new version and its migration under load; pickup p99", 1, needs_server=True)
 async def rolled_out(a: Arena) -> float:
     """
@@ -176,7 +166,7 @@ async def rolled_out(a: Arena) -> float:
     """
     old = await _moved_in(a, 2 if a.form.settings else 3, concurrency=50)
     await a.warm()
-    package = _next_version(a.directory)
+    package = next_version(a.directory / "next", _MIGRATION)
     a.packages.add(str(package / "notifyworker" / "__init__.py"))
     async with Load(a, per_s=a.form.load_per_s) as load:
         await load.reached(a.form.load_per_s)

@@ -2,16 +2,14 @@
 
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from copies import TOP, copy_package
 from rich.console import Console
-
-TOP = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +53,7 @@ def check(seed: int | None, only: str, console: Console) -> int:
 
 def _is_red(mutant: Mutant, seed: int, only: str) -> bool:
     with tempfile.TemporaryDirectory(prefix="chaos-mutant-") as name:
-        copy = Path(name)
-        for part in ("notifyworker", "schema"):
-            shutil.copytree(TOP / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        copy = copy_package(Path(name))
         file = copy / "notifyworker" / mutant.file
         text = file.read_text(encoding="utf-8")
         if text.count(mutant.text) != 1:
